@@ -1,0 +1,183 @@
+"""The single steps as functions: any checkpoint in, a stock checkpoint or an evaluation out. No DVC, no repository."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sparsekd.artifacts import writing
+from sparsekd.calibration.build import Built, build_calibration
+from sparsekd.calibration.chat import answer, prompt_ids
+from sparsekd.calibration.corpora import read_corpora
+from sparsekd.calibration.packing import CalibrationSet
+from sparsekd.config import RunConfig
+from sparsekd.distillation.card import write_card
+from sparsekd.distillation.run import Curriculum, distill_checkpoint
+from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
+from sparsekd.evaluation import Evaluation, evaluate_model
+from sparsekd.models import count_parameters, feed_forwards, load_model, load_tokenizer, reduction
+from sparsekd.progress import Progress, silent
+from sparsekd.pruning.checkpoint import prune_checkpoint
+from sparsekd.runtime import resolve_device, use_threads
+from sparsekd.sources import fetch_benchmarks, fetch_texts, local_checkpoint
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    *,
+    width: float | None = None,
+    texts: Sequence[str] | None = None,
+    config: RunConfig | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write `model`, pruned to `width` (a fraction or the integer), to `out` and return parameters and reduction.
+
+    `model` and `texts` are sources as `sparsekd compress` takes them. Raises SparseKDError's subclasses.
+    """
+    config = _config(config, texts)
+    if width is not None:
+        config = config.model_copy(
+            update={"prune": type(config.prune)(**(config.prune.model_dump() | {"width": width}))}
+        )
+    use_threads(config.runtime)
+    dense, source = local_checkpoint(str(model))
+    data = _calibrate(dense, config, progress).data
+    with writing(Path(out), "prune", config.model_dump(mode="json"), {}) as draft:
+        draft.facts["source"] = source
+        device = resolve_device(config.runtime)
+        draft.facts |= prune_checkpoint(dense, draft.path, data.calibration, config.prune, device, progress)
+    return draft.facts
+
+
+def distill(
+    model: str | Path,
+    teacher: str | Path,
+    out: str | Path,
+    *,
+    texts: Sequence[str] | None = None,
+    config: RunConfig | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Distil the pruned `model` from `teacher`, the model it was pruned from, into `out`; return what was done.
+
+    Teacher cache and resumable checkpoints lie in `<out>.work` until `out` is whole: call it again after a kill.
+    """
+    config = _config(config, texts)
+    use_threads(config.runtime)
+    device = resolve_device(config.runtime)
+    student, dense = local_checkpoint(str(model))[0], local_checkpoint(str(teacher))[0]
+    work = Path(out).with_name(Path(out).name + ".work")
+    built = _calibrate(dense, config, progress)
+    trained_on = {name: built.data.validation[name] for name in built.facts["trained_on"]}
+    data = CalibrationSet(built.data.calibration, trained_on, {})
+    cache = _teacher_cache(dense, data, work / "teacher", config, progress)
+    identity = f"{student.resolve()} {dense.resolve()} {config.calibrate} {config.texts}"
+    with writing(Path(out), "distill", config.model_dump(mode="json"), {}) as draft:
+        curriculum = Curriculum(data.calibration, data.validation, cache)
+        draft.facts |= distill_checkpoint(
+            student, draft.path, curriculum, config.distill, device, work / "checkpoints", identity, progress
+        )
+        draft.facts |= _compared(student, dense)
+        write_card(draft.path, draft.facts, config.distill)
+    shutil.rmtree(work)
+    return draft.facts
+
+
+def evaluate(
+    model: str | Path,
+    out: str | Path | None = None,
+    dense: str | Path | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    config: RunConfig | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Test perplexity and lm-eval scores of `model` and, with `dense`, its agreement with that model.
+
+    Files go to `out` where it is given.
+    """
+    config = _config(config, texts)
+    use_threads(config.runtime)
+    device = resolve_device(config.runtime)
+    path = local_checkpoint(str(model))[0]
+    reference = local_checkpoint(str(dense))[0] if dense is not None else None
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        chat = load_model(reference, torch.float32, device) if reference else None
+        data = _calibrate(reference or path, config, progress, chat).data
+        cache = None
+        if reference:
+            held_out = CalibrationSet(data.calibration.head(1), {}, data.test)
+            cache = _teacher_cache(reference, held_out, work / "teacher", config, progress)
+        (work / "benchmarks").mkdir()
+        fetch_benchmarks(config.evaluate.tasks, work / "benchmarks", progress)
+        return evaluate_model(
+            path,
+            config.evaluate,
+            Path(out) if out is not None else work / "evaluation",
+            test=data.test,
+            teacher=cache,
+            benchmarks=work / "benchmarks",
+            prompts=config.report.prompts,
+            prompt_tokens=config.report.prompt_tokens,
+            device=device,
+            progress=progress,
+        )
+
+
+def generate(model: str | Path, prompt: str, max_new_tokens: int = 128) -> str:
+    """The model's greedy answer to `prompt`, through its chat template where it has one."""
+    path = local_checkpoint(str(model))[0]
+    network, tokenizer = load_model(path), load_tokenizer(path)
+    ids = answer(network, [prompt_ids(tokenizer, prompt)], max_new_tokens)[0]
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _config(config: RunConfig | None, texts: Sequence[str] | None) -> RunConfig:
+    config = config or RunConfig()
+    if texts is None:
+        return config
+    chosen = type(config.texts)(sources=tuple(map(str, texts)), column=config.texts.column)
+    return config.model_copy(update={"texts": chosen})
+
+
+def _calibrate(dense: Path, config: RunConfig, progress: Progress, chat_model: PreTrainedModel | None = None) -> Built:
+    """The packed sequences that a run of the workflow would make of the same configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder)
+        corpora = fetch_texts(config.texts.sources, config.texts.revisions, config.texts.column, raw, progress)
+        built = build_calibration(
+            read_corpora(raw, {"corpora": corpora}),
+            load_tokenizer(dense),
+            config.calibrate,
+            model=chat_model,
+            progress=progress,
+        )
+    for warning in built.warnings:
+        print(f"warning: {warning}")
+    return built
+
+
+def _teacher_cache(
+    dense: Path, data: CalibrationSet, directory: Path, config: RunConfig, progress: Progress
+) -> TeacherCache:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    model = load_model(dense, torch.float32, resolve_device(config.runtime))
+    write_teacher_cache(model, data, directory, config.teacher.batch_size, progress)
+    return TeacherCache.open(directory)
+
+
+def _compared(student: Path, dense: Path) -> dict[str, Any]:
+    """Width and reduction of the student against the dense model, for its card."""
+    small, large = load_model(student), load_model(dense)
+    widths = {"dense": feed_forwards(large)[0].width, "pruned": feed_forwards(small)[0].width}
+    removed = reduction(count_parameters(large), count_parameters(small), widths["pruned"] / widths["dense"])
+    return {"intermediate_size": widths, "reduction": removed}

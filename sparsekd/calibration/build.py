@@ -1,0 +1,141 @@
+"""From raw documents to the packed sequences of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsekd.calibration.chat import chat_corpus
+from sparsekd.calibration.corpora import Corpus
+from sparsekd.calibration.packing import CalibrationSet, Packed, interleave, pack
+from sparsekd.calibration.split import Split, benchmark_overlap, refuse_overlap, split_documents
+from sparsekd.config import Calibrate
+from sparsekd.errors import ConfigError, SourceError
+from sparsekd.progress import Progress, silent
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Built:
+    """The packed sequences, figures about them, and what the user should know."""
+
+    data: CalibrationSet
+    facts: dict[str, Any]
+    warnings: list[str]
+
+
+def build_calibration(
+    corpora: Sequence[Corpus],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Calibrate,
+    benchmarks: dict[str, list[str]] | None = None,
+    model: PreTrainedModel | None = None,
+    progress: Progress = silent,
+) -> Built:
+    """Split by document, tokenise, pack; with `model`, add the `chat` corpus that it answers.
+
+    Calibration sequences alternate between the calibration corpora, in equal shares. Held-out documents contribute
+    their first window only, so that a corpus counts many documents and its interval means something. Raises
+    SourceError for overlap between parts and for a corpus that is too short; overlap with `benchmarks` is a warning.
+    """
+    splits = {corpus.name: _split(corpus, tokenizer, config) for corpus in corpora}
+    refuse_overlap(splits)
+    training = [corpus.name for corpus in corpora if corpus.role == "calibration"]
+    warnings = _overlap_warnings([text for name in training for text in splits[name].calibration], benchmarks or {})
+    share = _equal_shares(config.tokens // config.sequence_length, len(training))
+    parts = []
+    for number, (name, sequences) in enumerate(zip(training, share, strict=True)):
+        tokens = sequences * config.sequence_length
+        packed = pack(_tokenise(splits[name].calibration, tokenizer, tokens), config.sequence_length, tokens)
+        _require(name, "calibration", len(packed.input_ids), sequences, config)
+        parts.append(packed)
+        progress(number + 1, len(corpora) + len(training), "corpora")
+    validation, test = {}, {}
+    for number, corpus in enumerate(corpora):
+        for part, target in (("validation", validation), ("test", test)):
+            packed = _held_out(getattr(splits[corpus.name], part), tokenizer, config)
+            _require(corpus.name, part, len(packed.input_ids), 1, config)
+            if packed.tokens < config.held_out_tokens // config.sequence_length * config.sequence_length:
+                warnings.append(
+                    f"{part} of {corpus.name} holds {packed.tokens:,} tokens; "
+                    f"{config.held_out_tokens:,} were asked for, so its intervals are wider."
+                )
+            target[corpus.name] = packed
+        progress(len(training) + number + 1, len(corpora) + len(training), "corpora")
+    if model is not None and config.chat_prompts:
+        test["chat"] = chat_corpus(model, tokenizer, config.chat_prompts, config.chat_tokens, progress)
+    data = CalibrationSet(interleave(parts), validation, test)
+    return Built(data, _facts(data, splits) | {"trained_on": training}, warnings)
+
+
+def _split(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: Calibrate) -> Split:
+    texts = (_render(document, tokenizer, corpus.name) for document in corpus.documents)
+    long_enough = (text for text in texts if len(text) >= config.minimum_characters)
+    return split_documents(long_enough, corpus.role, config.held_out_share, config.seed)
+
+
+def _render(document: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, corpus: str) -> str:
+    if isinstance(document, str):
+        return document
+    if not tokenizer.chat_template:
+        raise SourceError(
+            f"Corpus {corpus} holds chat messages; the model's tokenizer has no chat template to render them. "
+            "Give texts in a text column, or set texts.column."
+        )
+    return cast(str, tokenizer.apply_chat_template(document, tokenize=False))
+
+
+def _tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
+    """Token ids of as many of the texts as it takes to have `tokens` of them."""
+    documents: list[list[int]] = []
+    count = 0
+    for start in range(0, len(texts), _BATCH):
+        if count >= tokens:
+            break
+        batch = cast(list[list[int]], tokenizer(list(texts[start : start + _BATCH]), verbose=False)["input_ids"])
+        documents += batch
+        count += sum(map(len, batch))
+    return documents
+
+
+def _held_out(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: Calibrate) -> Packed:
+    length = config.sequence_length
+    documents = _tokenise(texts, tokenizer, config.held_out_tokens * 64)
+    return pack([document[:length] for document in documents], length, config.held_out_tokens)
+
+
+def _equal_shares(total: int, count: int) -> list[int]:
+    return [total // count + (number < total % count) for number in range(count)]
+
+
+def _require(corpus: str, part: str, found: int, needed: int, config: Calibrate) -> None:
+    if not needed:
+        raise ConfigError(
+            f"calibrate.tokens is {config.tokens}; with {config.sequence_length} tokens a sequence that leaves none "
+            f"for {corpus}. Raise calibrate.tokens or name fewer texts."
+        )
+    if found < needed:
+        raise SourceError(
+            f"Corpus {corpus} is too short: its {part} part fills {found} sequences of {config.sequence_length} "
+            f"tokens, {needed} are needed. Give more text, or lower calibrate.tokens or calibrate.sequence_length."
+        )
+
+
+def _overlap_warnings(calibration: Sequence[str], benchmarks: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{rows} rows of {name} share a run of 13 words with the calibration texts; its score may be too good."
+        for name, rows in benchmark_overlap(calibration, benchmarks).items()
+        if rows
+    ]
+
+
+def _facts(data: CalibrationSet, splits: dict[str, Split]) -> dict[str, Any]:
+    documents = {
+        name: {part: len(getattr(split, part)) for part in ("calibration", "validation", "test")}
+        for name, split in splits.items()
+    }
+    return {"tokens": {name: packed.tokens for name, packed in data.parts().items()}, "documents": documents}

@@ -1,0 +1,288 @@
+"""The configuration: frozen pydantic models, one a stage. params.yaml is their only source.
+
+Every field carries the description that `sparsekd config --schema`, Prefect's form and the docs show.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sparsekd.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+Choice = Literal["auto", "on", "off"]
+
+
+class Section(BaseModel):
+    """One section of params.yaml: no unknown key, no NaN, no change after construction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Runtime(Section):
+    """Where and how the numbers are computed. Part of what the bits depend on, so DVC tracks it."""
+
+    device: Device = Field("auto", description="Where to compute: auto takes a CUDA device when there is one.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes every core this process may use.")
+    openmp_wait: Literal["passive", "active"] = Field(
+        "passive",
+        description="How idle OpenMP threads wait: passive is safe when the machine is shared, active faster when idle.",
+    )
+
+
+class Model(Section):
+    """The dense model."""
+
+    source: str = Field(
+        "smollm2-135m-instruct-q4_1",
+        min_length=1,
+        description="A catalogue name, owner/name on the hub (hf: is the explicit form), or a directory (file:).",
+    )
+    revision: str | None = Field(
+        None, description="Commit or content hash of the source; resolved and written here before a run."
+    )
+
+
+class Texts(Section):
+    """The texts: what is calibrated and trained on, and what is only ever held out."""
+
+    sources: tuple[str, ...] = Field(
+        ("wiki", "c4"),
+        min_length=1,
+        description="Calibration corpora in equal shares: catalogue names, hub datasets, .jsonl, .parquet or .txt.",
+    )
+    revisions: tuple[str, ...] | None = Field(
+        None, description="Commit or content hash of each source, in the same order; resolved before a run."
+    )
+    column: str | None = Field(None, description="The column that holds the text; by default text, then messages.")
+
+    @model_validator(mode="after")
+    def _same_order(self) -> Texts:
+        if len(set(self.sources)) != len(self.sources):
+            raise ValueError("texts.sources names a source twice; name each once")
+        if self.revisions is not None and len(self.revisions) != len(self.sources):
+            raise ValueError(
+                f"texts.revisions has {len(self.revisions)} entries for {len(self.sources)} sources; "
+                "remove it and it is resolved again"
+            )
+        return self
+
+
+class Calibrate(Section):
+    """How texts become packed sequences, split by document."""
+
+    tokens: int = Field(122_880, ge=1, description="Calibration tokens in all: distillation trains on all of them.")
+    sequence_length: int = Field(512, ge=8, description="Tokens a sequence.")
+    held_out_tokens: int = Field(8_192, ge=1, description="Tokens a corpus in validation, and again in test.")
+    held_out_share: float = Field(0.08, gt=0, lt=0.5, description="Share of the documents in validation, and in test.")
+    minimum_characters: int = Field(500, ge=1, description="Shorter documents are left out.")
+    chat_prompts: int = Field(64, ge=0, le=64, description="Committed prompts the dense model answers for `chat`.")
+    chat_tokens: int = Field(48, ge=1, description="Most new tokens in each of those answers.")
+    seed: int = Field(0, ge=0, description="Order of documents and the split's salt.")
+
+
+class Teacher(Section):
+    """The teacher cache: the dense model's final hidden states (exact), see docs/method.md."""
+
+    batch_size: int = Field(4, ge=1, description="Sequences a forward pass of the dense model.")
+
+
+class Prune(Section):
+    """Structured SVD pruning of the feed-forward layers with sequential ridge compensation."""
+
+    width: float = Field(
+        0.75,
+        gt=0,
+        description="New intermediate_size: a fraction in (0, 1] of the old one, or the integer itself.",
+    )
+    multiple_of: int = Field(128, ge=1, description="A fractional width is rounded to a multiple of this.")
+    statistics_tokens: int = Field(98_304, ge=1, description="The first calibration tokens are used for statistics.")
+    ridge: float = Field(0.01, ge=0, description="Ridge, as a share of the mean squared activation.")
+    beta: float = Field(0.5, ge=0, le=1, description="Share of the residual target in the compensation (method.md).")
+    batch_size: int = Field(4, ge=1, description="Sequences a forward pass.")
+
+    @field_validator("width")
+    @classmethod
+    def _fraction_or_integer(cls, width: float) -> float:
+        if width > 1 and width != int(width):
+            raise ValueError("must be a fraction in (0, 1] or an integer number of neurons")
+        return width
+
+
+class Distill(Section):
+    """Self-referential distillation: the pruned model matches the dense model's distribution."""
+
+    epochs: int = Field(1, ge=1, description="Passes over the calibration tokens.")
+    tokens: int = Field(0, ge=0, description="Train on the first of the calibration tokens only; 0 takes all.")
+    alpha: float = Field(0.5, ge=0, le=1, description="Share of the KL term: 1 is KL only, 0 is cross-entropy only.")
+    temperature: float = Field(1.0, gt=0, description="Softens teacher and student alike in the KL term.")
+    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up; then cosine to 0.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW, first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW, second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    batch_size: int = Field(1, ge=1, description="Sequences a step.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast over float32 weights, or plain float32.")
+    compile: Choice = Field("auto", description="torch.compile of layers and loss; auto: when a compiler is found.")
+    checkpoint_every: int = Field(40, ge=1, description="Steps between resumable checkpoints.")
+    validate_every: int = Field(120, ge=1, description="Steps between validations; the best weights are kept.")
+    validation_tokens: int = Field(2_048, ge=1, description="Validation tokens a corpus for each of them.")
+    seed: int = Field(0, ge=0, description="Order of the sequences.")
+
+
+class Evaluate(Section):
+    """Perplexity, agreement with the dense model, and lm-eval tasks."""
+
+    tasks: tuple[str, ...] = Field(
+        ("arc_easy", "piqa", "hellaswag", "sciq"), description="lm-eval tasks; packaged ones run offline."
+    )
+    rows: int = Field(200, ge=0, description="Seeded random rows of each task, the same for all variants; 0 takes all.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples in the prompt; by default what the task says.")
+    apply_chat_template: bool = Field(False, description="Wrap each request in the model's chat template.")
+    include_path: str | None = Field(None, description="A directory with lm-eval task definitions of your own.")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Weights and compute of the evaluation.")
+    batch_size: int = Field(8, ge=1, description="Sequences or requests a forward pass.")
+    seed: int = Field(1234, ge=0, description="Choice of rows, and the bootstrap.")
+
+    @field_validator("tasks")
+    @classmethod
+    def _no_twins(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) != len(tasks):
+            raise ValueError("must name each task once")
+        return tasks
+
+
+class Benchmark(Section):
+    """Speed, measured in interleaved rounds with a process for each model."""
+
+    rounds: int = Field(5, ge=1, description="Rounds; each times every model once.")
+    prefill_tokens: int = Field(512, ge=8, description="Tokens of the timed prompt.")
+    decode_tokens: int = Field(64, ge=2, description="Tokens generated after it.")
+    batch_size: int = Field(1, ge=1, description="Prompts at once.")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Weights and compute.")
+
+
+class Report(Section):
+    """What the report shows beside the numbers."""
+
+    name: str | None = Field(None, description="Name of the compressed model; by default source and width.")
+    prompts: tuple[str, ...] = Field(
+        (
+            "Explain in two sentences why the sky is blue.",
+            "Write a short email that moves a meeting from Monday to Tuesday.",
+            "List three uses of a paper clip.",
+        ),
+        min_length=1,
+        max_length=8,
+        description="Fixed prompts that every variant answers.",
+    )
+    prompt_tokens: int = Field(64, ge=1, description="Most new tokens in each answer.")
+
+
+class RunConfig(Section):
+    """All of params.yaml."""
+
+    preset: str = Field("default", description="The preset these values started from.")
+    runtime: Runtime = Runtime()
+    model: Model = Model()
+    texts: Texts = Texts()
+    calibrate: Calibrate = Calibrate()
+    teacher: Teacher = Teacher()
+    prune: Prune = Prune()
+    distill: Distill = Distill()
+    evaluate: Evaluate = Evaluate()
+    benchmark: Benchmark = Benchmark()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if self.calibrate.tokens < self.calibrate.sequence_length:
+            raise ValueError(
+                f"calibrate.tokens is {self.calibrate.tokens}; it must hold at least one sequence of "
+                f"calibrate.sequence_length = {self.calibrate.sequence_length} tokens"
+            )
+        for place, tokens in (
+            ("prune.statistics_tokens", self.prune.statistics_tokens),
+            ("distill.tokens", self.distill.tokens),
+        ):
+            if tokens > self.calibrate.tokens:
+                raise ValueError(f"{place} is {tokens}; it must not exceed calibrate.tokens = {self.calibrate.tokens}")
+        return self
+
+
+def parse_config(values: Any, source: str = "params.yaml") -> RunConfig:
+    """The configuration that `values` (nested mappings, as YAML gives them) describe.
+
+    Raises ConfigError whose text names each wrong key with what was found, what is allowed and where to edit;
+    an unknown key is answered with the nearest valid name.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} holds {type(values).__name__}; it must be a mapping of sections. Edit {source}.")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(" ".join(explain(error)) + f" Edit {source}.") from None
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One sentence for each fault that pydantic found: `prune.width is 1.2; it must …`."""
+    return [_sentence(fault) for fault in error.errors(include_url=False)]
+
+
+def _sentence(fault: Any) -> str:
+    keys = [str(part) for part in fault["loc"]]
+    place = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        valid = valid_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.4)
+        prefix = ".".join(keys[:-1])
+        meant = f"did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else f"valid are {', '.join(valid)}."
+        return f"{place} is no known setting; {meant}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not place or reason.startswith(place.split(".")[0] + "."):
+        return f"{reason}."
+    reason = reason.removeprefix("Input should be ").removeprefix("must be ")
+    return f"{place} is {fault['input']!r}; it must be {reason}."
+
+
+def valid_keys(path: list[str]) -> list[str]:
+    """The names allowed below `path` (section names at the root)."""
+    model: type[BaseModel] = RunConfig
+    for key in path:
+        field = model.model_fields.get(key)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def field_annotation(dotted: str) -> Any:
+    """The type of `stage.key`, for reading a command line's text; ConfigError when there is no such setting."""
+    *sections, key = dotted.split(".")
+    if key not in valid_keys(sections):
+        near = difflib.get_close_matches(dotted, all_keys(), n=1, cutoff=0.4)
+        meant = f"did you mean {near[0]}?" if near else "`sparsekd config` lists them all."
+        raise ConfigError(f"{dotted} is no known setting; {meant}")
+    model: type[BaseModel] = RunConfig
+    for section in sections:
+        model = model.model_fields[section].annotation  # type: ignore[assignment]
+    return model.model_fields[key].annotation
+
+
+def all_keys() -> list[str]:
+    """Every setting as `stage.key`, in the order of the file."""
+    keys: list[str] = []
+    for name, field in RunConfig.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += [f"{name}.{key}" for key in annotation.model_fields]
+        else:
+            keys.append(name)
+    return keys

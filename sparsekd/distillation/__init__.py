@@ -1,0 +1,1 @@
+"""Self-referential distillation: the teacher cache, the losses, the trainer."""

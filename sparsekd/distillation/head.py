@@ -1,0 +1,73 @@
+"""The distillation loss at the frozen LM head: values and the gradient of the student's hidden states, in chunks.
+
+No (tokens × vocab) tensor stands for longer than a chunk, and autograd never sees the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparsekd.distillation.losses import LossTerms, distillation_terms
+
+CHUNK = 256
+"""Tokens a chunk: smaller ones were slower (docs/experiments.md)."""
+
+Terms = Callable[[Tensor, Tensor, Tensor, float, float], LossTerms]
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """The loss of student hidden states against teacher hidden states through one LM head weight."""
+
+    weight: Float[Tensor, "vocab hidden"]
+    teacher_weight: Float[Tensor, "vocab hidden"]
+    alpha: float
+    temperature: float
+    terms: Terms = distillation_terms
+
+    def __call__(
+        self,
+        student: Float[Tensor, "tokens hidden"],
+        teacher: Float[Tensor, "tokens hidden"],
+        targets: Int[Tensor, " tokens"],
+    ) -> tuple[float, float, Float[Tensor, "tokens hidden"]]:
+        """Mean KL and mean cross-entropy in nats a token, and the gradient of the mean loss, float32."""
+        kl = ce = torch.zeros((), device=student.device)
+        gradients = []
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            terms = self.terms(
+                self._logits(student[rows], self.weight),
+                self._logits(teacher[rows], self.teacher_weight),
+                targets[rows],
+                self.alpha,
+                self.temperature,
+            )
+            kl, ce = kl + terms.kl, ce + terms.ce
+            gradients.append((terms.gradient.to(self.weight.dtype) @ self.weight).float())
+        count = len(targets)
+        return float(kl) / count, float(ce) / count, torch.cat(gradients) / count
+
+    def values(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Summed KL and cross-entropy, without the gradient."""
+        kl = ce = 0.0
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            terms = self.terms(
+                self._logits(student[rows], self.weight),
+                self._logits(teacher[rows], self.teacher_weight),
+                targets[rows],
+                self.alpha,
+                self.temperature,
+            )
+            kl, ce = kl + float(terms.kl), ce + float(terms.ce)
+        return kl, ce
+
+    @staticmethod
+    def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+        return torch.nn.functional.linear(hidden.to(weight.dtype), weight)

@@ -1,0 +1,161 @@
+"""Distil a checkpoint on disk: load student and teacher cache, train, save a stock checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sparsekd.artifacts import library_versions
+from sparsekd.calibration.packing import Packed
+from sparsekd.config import Distill
+from sparsekd.distillation.head import HeadLoss
+from sparsekd.distillation.losses import distillation_terms
+from sparsekd.distillation.state import CheckpointStore
+from sparsekd.distillation.student import (
+    cast_frozen_projections,
+    compile_layers,
+    freeze_all_but_ffn_and_norms,
+    should_compile,
+)
+from sparsekd.distillation.teacher import TeacherCache
+from sparsekd.distillation.trainer import Lesson, Trainer
+from sparsekd.errors import ResourceError
+from sparsekd.models import count_parameters, lm_head, load_model, save_checkpoint
+from sparsekd.progress import Progress, silent
+
+CURVE_COLUMNS = (
+    "step", "tokens", "loss", "kl", "ce", "gradient_norm", "learning_rate", "validation_kl", "validation_ce",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What a student learns from: packed sequences and, by part name, the teacher's hidden states."""
+
+    calibration: Packed
+    validation: Mapping[str, Packed]
+    cache: TeacherCache
+
+    def lesson(self, config: Distill) -> Lesson:
+        packed = self.calibration.head(config.tokens)
+        return Lesson(packed, self.cache.hidden("calibration")[: len(packed.input_ids)])
+
+    def validation_lessons(self, config: Distill) -> dict[str, Lesson]:
+        lessons = {}
+        for corpus, packed in self.validation.items():
+            part = packed.head(config.validation_tokens)
+            lessons[corpus] = Lesson(part, self.cache.hidden(f"validation-{corpus}")[: len(part.input_ids)])
+        return lessons
+
+
+def distill_checkpoint(
+    student: Path,
+    out: Path,
+    curriculum: Curriculum,
+    config: Distill,
+    device: torch.device,
+    checkpoints: Path,
+    identity: str = "",
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train the student and write a stock checkpoint and curve.csv into `out`; return what the manifest records.
+
+    Resumes from the folder of `checkpoints` that belongs to this configuration and `identity` (the hash of the inputs).
+    """
+    compiled, warning = should_compile(config)
+    if warning:
+        say(f"warning: {warning}")
+    model = load_model(student, torch.float32, device)
+    parameters = freeze_all_but_ffn_and_norms(model)
+    conditions = _conditions(device, compiled, config)
+    store = CheckpointStore(checkpoints / _key(config, identity), conditions)
+    _require_disk(checkpoints, sum(p.numel() for p in parameters.values()))
+    head = lm_head(model).detach()
+    if config.precision == "bf16":
+        head = head.to(torch.bfloat16)
+        cast_frozen_projections(model, torch.bfloat16)
+    if compiled:
+        compile_layers(model)
+    trainer = Trainer(
+        model,
+        parameters,
+        HeadLoss(
+            head, curriculum.cache.head.to(device, head.dtype), config.alpha, config.temperature, _terms(compiled)
+        ),
+        curriculum.lesson(config),
+        curriculum.validation_lessons(config),
+        config,
+        store,
+        progress,
+        say,
+    )
+    position = trainer.run()
+    _save(model, student, out)
+    write_curve(position.curve, out / "curve.csv")
+    store.delete()
+    facts = {
+        "steps": position.step,
+        "tokens": position.curve[-1]["tokens"],
+        "best_step": position.best_step or position.step,
+        "parameters": count_parameters(model),
+        "trained_parameters": sum(p.numel() for p in parameters.values()),
+        "warnings": [warning] if warning else [],
+    }
+    return facts | conditions
+
+
+def write_curve(curve: list[dict[str, Any]], file: Path) -> None:
+    """The loss curve as CSV, one row a step."""
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, CURVE_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in curve:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def _conditions(device: torch.device, compiled: bool, config: Distill) -> dict[str, Any]:
+    """All that the bits depend on beside configuration and inputs."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": config.precision,
+        "compiled": compiled,
+        "torch": library_versions()["torch"],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _key(config: Distill, identity: str) -> str:
+    text = json.dumps([config.model_dump(mode="json"), identity], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _terms(compiled: bool) -> Any:
+    return torch.compile(distillation_terms, dynamic=False) if compiled else distillation_terms
+
+
+def _require_disk(directory: Path, trained: int) -> None:
+    """A checkpoint holds weights and two moments; old and new stand side by side for a moment, the best beside them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    needed, free = 4 * trained * (3 + 3 + 1), shutil.disk_usage(directory).free
+    if free < needed:
+        raise ResourceError(
+            f"{directory} has {free / 1e9:.1f} GB free; resumable checkpoints need {needed / 1e9:.1f} GB. "
+            "Free some space and run again."
+        )
+
+
+def _save(model: PreTrainedModel, source: Path, out: Path) -> None:
+    for module in model.modules():
+        module._compiled_call_impl = None
+    save_checkpoint(model, source, out)

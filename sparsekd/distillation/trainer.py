@@ -1,0 +1,187 @@
+"""The training loop: one pass over packed sequences with the teacher's hidden states beside them.
+
+Every choice that the bits depend on is made before the first step; a run that is killed and started again ends with the
+same bits as an undisturbed one on the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsekd.calibration.packing import Packed
+from sparsekd.config import Distill
+from sparsekd.distillation.head import HeadLoss
+from sparsekd.distillation.state import CheckpointStore, Position
+from sparsekd.errors import TrainingError
+from sparsekd.models import final_hidden
+from sparsekd.progress import Progress, silent
+
+_DIVERGED = 3.0  # nats above the best smoothed loss
+_SMOOTHING = 0.9
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Sequences and the teacher's hidden states for them."""
+
+    packed: Packed
+    teacher: Float[Tensor, "sequences length hidden"]
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """input_ids, mask of the positions that predict a scored token, those tokens, the teacher there."""
+        index = torch.as_tensor(rows)
+        ids, scored = self.packed.input_ids[index].to(device), self.packed.scored[index].to(device)
+        return ids, scored, ids[:, 1:][scored], self.teacher[index][:, :-1].to(device)[scored]
+
+
+def learning_rate(step: int, steps: int, config: Distill) -> float:
+    """Rate of optimiser step `step` (0-based): linear warm-up, then cosine to 0 at the end."""
+    warmup = math.ceil(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def batches(sequences: int, config: Distill) -> list[list[int]]:
+    """The rows of every step: each epoch a seeded permutation; a last, smaller batch is kept."""
+    plan: list[list[int]] = []
+    for epoch in range(config.epochs):
+        order = torch.randperm(sequences, generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
+        plan += [order[start : start + config.batch_size] for start in range(0, sequences, config.batch_size)]
+    return plan
+
+
+@dataclass
+class Trainer:
+    """Trains `parameters` of `model` on `lesson`; validates on `validation`."""
+
+    model: PreTrainedModel
+    parameters: Mapping[str, nn.Parameter]
+    loss: HeadLoss
+    lesson: Lesson
+    validation: Mapping[str, Lesson]
+    config: Distill
+    store: CheckpointStore
+    progress: Progress = silent
+    say: Callable[[str], None] = print
+
+    def run(self) -> Position:
+        """Train to the end, from the last checkpoint if there is one; leaves the best weights in the model.
+
+        Raises TrainingError when the loss is not finite or diverges.
+        """
+        plan = batches(len(self.lesson.packed.input_ids), self.config)
+        optimizer = self._optimizer()
+        position = self._resume(optimizer)
+        smoothed = best = float("inf")
+        while position.step < len(plan):
+            row = self._step(optimizer, plan[position.step], position.step, len(plan))
+            self._check(row, position, smoothed, best)
+            smoothed = row["loss"] if math.isinf(smoothed) else _SMOOTHING * smoothed + (1 - _SMOOTHING) * row["loss"]
+            best = min(best, smoothed)
+            position.step += 1
+            position.curve.append(row)
+            self._milestones(optimizer, position, len(plan))
+            self.progress(position.step, len(plan), "steps", tokens=row["tokens"], loss=row["loss"], kl=row["kl"])
+        if position.best_step not in (0, position.step):
+            self.store.load_best(self.parameters)
+            self.say(f"the weights after step {position.best_step} were best on validation text and are kept")
+        return position
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.parameters.values(),
+            lr=self.config.learning_rate,
+            betas=(self.config.beta1, self.config.beta2),
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> Position:
+        position, reason = self.store.load(self.parameters, optimizer)
+        if reason:
+            self.say(reason)
+        if position:
+            self.say(f"resuming after step {position.step}")
+        return position or Position()
+
+    def _step(self, optimizer: torch.optim.Optimizer, rows: list[int], step: int, steps: int) -> dict[str, Any]:
+        ids, scored, targets, teacher = self.lesson.batch(rows, self.model.device)
+        with self._autocast():
+            hidden = final_hidden(self.model, ids)
+        student = hidden[:, :-1][scored]
+        with torch.no_grad():
+            kl, ce, gradient = self.loss(student, teacher, targets)
+        student.backward(gradient.to(student.dtype))  # type: ignore[no-untyped-call]
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip))
+        rate = learning_rate(step, steps, self.config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen = step * self.config.batch_size * ids.shape[1] + ids.numel()
+        figures = {"step": step + 1, "tokens": seen, "loss": self._weigh(kl, ce), "kl": kl, "ce": ce}
+        return figures | {"gradient_norm": norm, "learning_rate": rate, "validation_kl": None, "validation_ce": None}
+
+    def _milestones(self, optimizer: torch.optim.Optimizer, position: Position, steps: int) -> None:
+        """Validate and write a checkpoint where they are due."""
+        last = position.step == steps
+        if self.validation and (last or position.step % self.config.validate_every == 0):
+            kl, ce = self.validate()
+            position.curve[-1] |= {"validation_kl": kl, "validation_ce": ce}
+            if self._weigh(kl, ce) < position.best_loss:
+                position.best_loss, position.best_step = self._weigh(kl, ce), position.step
+                if not last:
+                    self.store.save_best(self.parameters)
+        if last or position.step % self.config.checkpoint_every == 0:
+            self.store.save(position, self.parameters, optimizer)
+
+    def validate(self) -> tuple[float, float]:
+        """KL and cross-entropy, nats a token, each the mean over the validation corpora.
+
+        The forward pass is the training one (gradients on, never used): without them layers would compile once more.
+        """
+        kls, ces = [], []
+        for lesson in self.validation.values():
+            kl = ce = 0.0
+            for row in range(len(lesson.packed.input_ids)):
+                ids, scored, targets, teacher = lesson.batch([row], self.model.device)
+                with self._autocast():
+                    student = final_hidden(self.model, ids)[:, :-1][scored].detach()
+                with torch.no_grad():
+                    more = self.loss.values(student, teacher, targets)
+                kl, ce = kl + more[0], ce + more[1]
+            count = int(lesson.packed.scored.sum())
+            kls.append(kl / count)
+            ces.append(ce / count)
+        return sum(kls) / len(kls), sum(ces) / len(ces)
+
+    def _weigh(self, kl: float, ce: float) -> float:
+        return (1 - self.config.alpha) * ce + self.config.alpha * self.config.temperature**2 * kl
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.config.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+    def _check(self, row: dict[str, Any], position: Position, smoothed: float, best: float) -> None:
+        finite = math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])
+        if finite and not (smoothed > best + _DIVERGED):
+            return
+        what = f"the loss is {row['loss']:.4g}" if finite else "the loss or its gradient is not finite"
+        last = position.step // self.config.checkpoint_every * self.config.checkpoint_every
+        raise TrainingError(
+            f"Distillation diverged at step {row['step']}: {what} at learning rate {row['learning_rate']:.3g}. "
+            f"The last good checkpoint is that of step {last}. Lower distill.learning_rate "
+            f"(now {self.config.learning_rate:g}) or distill.gradient_clip, or raise distill.warmup."
+        )

@@ -1,0 +1,49 @@
+"""Second moments of a feed-forward layer's activations, accumulated in float32 and averaged in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_COLUMN_BLOCKS = 4
+
+
+class Moments:
+    """Running sums over tokens of ã ãᵀ, t ãᵀ and ‖t‖², for activations ã (neurons) and targets t (hidden)."""
+
+    def __init__(self, neurons: int, hidden: int, device: torch.device) -> None:
+        self._covariance = torch.zeros(neurons, neurons, device=device)
+        self._cross = torch.zeros(hidden, neurons, device=device)
+        self._target = torch.zeros((), dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, activations: Float[Tensor, "tokens neurons"], target: Float[Tensor, "tokens hidden"]) -> None:
+        """Add a batch of tokens."""
+        a, t = activations.float(), target.float()
+        neurons = a.shape[1]
+        bounds = [neurons * block // _COLUMN_BLOCKS for block in range(_COLUMN_BLOCKS + 1)]
+        for start, end in itertools.pairwise(bounds):
+            # Only blocks on and above the diagonal: the matrix is symmetric, which saves 3/8 of the work
+            self._covariance[start:end, start:].addmm_(a[:, start:end].T, a[:, start:])
+        self._cross.addmm_(t.T, a)
+        self._target += t.square().sum(dtype=torch.float64)
+        self.tokens += len(a)
+
+    @property
+    def covariance(self) -> Float[Tensor, "neurons neurons"]:
+        """C = E[ã ãᵀ], float64."""
+        upper = self._covariance.double().triu() / self.tokens
+        return upper + upper.triu(1).T
+
+    @property
+    def cross(self) -> Float[Tensor, "hidden neurons"]:
+        """E[t ãᵀ], float64."""
+        return self._cross.double() / self.tokens
+
+    @property
+    def target_energy(self) -> float:
+        """E[‖t‖²]."""
+        return float(self._target) / self.tokens

@@ -1,0 +1,38 @@
+"""Stages fetch-model, fetch-texts and fetch-benchmarks: from their pinned sources to data/raw/."""
+
+import sys
+
+from tasks.process import Stage, run_stage
+
+
+def model(stage: Stage) -> None:
+    """The dense model as a stock checkpoint."""
+    from sparsekd.sources import fetch_model
+
+    config = stage.config.model
+    stage.facts["source"] = fetch_model(config.source, config.revision, stage.out, stage.progress, stage.say)
+
+
+def texts(stage: Stage) -> None:
+    """Calibration and held-out corpora, one document a line."""
+    from sparsekd.sources import fetch_texts
+
+    config = stage.config.texts
+    stage.facts["corpora"] = fetch_texts(
+        config.sources, config.revisions, config.column, stage.out, stage.progress, stage.say
+    )
+
+
+def benchmarks(stage: Stage) -> None:
+    """The rows of the packaged lm-eval tasks."""
+    from sparsekd.sources import fetch_benchmarks
+
+    stage.facts["benchmarks"] = fetch_benchmarks(stage.config.evaluate.tasks, stage.out, stage.progress, stage.say)
+
+
+PARTS = {"model": model, "texts": texts, "benchmarks": benchmarks}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in PARTS:
+        sys.exit(f"usage: python -m tasks.fetch {{{'|'.join(PARTS)}}}")
+    run_stage(["tasks.fetch", sys.argv[1]], PARTS[sys.argv[1]])

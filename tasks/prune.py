@@ -1,0 +1,26 @@
+"""Stage prune: SVD subset selection and sequential ridge compensation, layer by layer."""
+
+from tasks.process import Stage, run_stage
+
+
+def prune(stage: Stage) -> None:
+    # torch is imported here, after run_stage has set allocator and OpenMP
+    from sparsekd.calibration.packing import CalibrationSet
+    from sparsekd.pruning.checkpoint import prune_checkpoint
+    from sparsekd.runtime import resolve_device, use_threads
+
+    use_threads(stage.config.runtime)
+    data = CalibrationSet.load(stage.artifact("data/calibration").path)
+    facts = prune_checkpoint(
+        stage.artifact("data/raw/model").path,
+        stage.out,
+        data.calibration,
+        stage.config.prune,
+        resolve_device(stage.config.runtime),
+        stage.progress,
+    )
+    stage.facts.update(facts)
+
+
+if __name__ == "__main__":
+    run_stage(["tasks.prune"], prune)
