@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sparsekd.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
-Choice = Literal["auto", "on", "off"]
+Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
 
 
 class Section(BaseModel):

@@ -175,12 +175,11 @@ def save_checkpoint(model: PreTrainedModel, source: Path, out: Path) -> None:
     """
     dtype = declared_dtype(source)
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    config = model.config
-    previous, config.dtype = config.dtype, dtype
-    try:
-        model.save_pretrained(out, state_dict=state, safe_serialization=True)
-    finally:
-        config.dtype = previous
+    model.save_pretrained(out, state_dict=state, safe_serialization=True)
+    # save_pretrained declares the dtype that the model has in memory, not that of the tensors it was given
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in source.iterdir():
         if file.is_file() and _is_companion(file):
             shutil.copyfile(file, out / file.name)

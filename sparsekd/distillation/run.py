@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from sparsekd.artifacts import library_versions
 from sparsekd.calibration.packing import Packed
@@ -100,7 +100,7 @@ def distill_checkpoint(
         say,
     )
     position = trainer.run()
-    _save(model, student, out)
+    _save(parameters, student, out)
     write_curve(position.curve, out / "curve.csv")
     store.delete()
     facts = {
@@ -155,7 +155,11 @@ def _require_disk(directory: Path, trained: int) -> None:
         )
 
 
-def _save(model: PreTrainedModel, source: Path, out: Path) -> None:
-    for module in model.modules():
-        module._compiled_call_impl = None
-    save_checkpoint(model, source, out)
+def _save(parameters: Mapping[str, nn.Parameter], student: Path, out: Path) -> None:
+    """Write the student with the trained parameters: what was frozen keeps its bytes, whatever it was computed in."""
+    model = load_model(student)
+    names = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            names[name].copy_(parameter)
+    save_checkpoint(model, student, out)

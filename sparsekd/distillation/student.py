@@ -45,15 +45,15 @@ def should_compile(config: Distill) -> tuple[bool, str | None]:
     """Whether layers are compiled, and a warning when they are not although the configuration would have it.
 
     Decided from the configuration and the machine alone, never by timing, so that a resume decides the same. Raises
-    ResourceError when `distill.compile` is on and it cannot be done.
+    ResourceError when `distill.compile` is always and it cannot be done.
     """
-    if config.compile == "off":
+    if config.compile == "never":
         return False, None
     reason = _compile_obstacle()
     if reason is None:
         return True, None
-    if config.compile == "on":
-        raise ResourceError(f"distill.compile is on; {reason}. Set distill.compile to auto or off.")
+    if config.compile == "always":
+        raise ResourceError(f"distill.compile is always; {reason}. Set distill.compile to auto or never.")
     return False, f"layers are not compiled: {reason}. Distillation is slower; nothing else changes."
 
 

@@ -32,9 +32,7 @@ def fetch_benchmarks(
     for task in tasks:
         entry = catalogue().benchmarks.get(task)
         if entry is None:
-            say(
-                f"{task}: not packaged; its rows come from the hub, or from evaluate.include_path, when it is evaluated."
-            )
+            say(f"{task}: not packaged; evaluate takes its rows from the hub, or as evaluate.include_path says.")
             continue
         source = pinned_file(entry.file, progress)
         require_space(out, entry.file.bytes, f"The benchmark {task}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,12 @@ _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
-def stock_files(directory: Path, place: str = "model.source") -> dict[str, Path]:
-    """The files of a checkpoint by name; anything else in the directory (pickles, code, logs) is left alone."""
-    weights = weight_files(directory, place)
+def stock_files(directory: Path, what: str) -> dict[str, Path]:
+    """The files of a checkpoint by name; anything else in the directory (pickles, code, logs) is left alone.
+
+    Here and below, `what` starts an error's sentence: "model.source is 'DIR'".
+    """
+    weights = weight_files(directory, what)
     index = directory / "model.safetensors.index.json"
     found = [path for pattern in COMPANIONS for path in directory.glob(pattern)] + weights
     if index.is_file() and weights[0].name != "model.safetensors":
@@ -46,16 +50,14 @@ def stock_files(directory: Path, place: str = "model.source") -> dict[str, Path]
     return {path.relative_to(directory).as_posix(): path for path in sorted(found) if path.is_file()}
 
 
-def check_checkpoint(directory: Path, place: str) -> None:
+def check_checkpoint(directory: Path, what: str) -> None:
     """Raise SourceError unless `directory` is a whole stock checkpoint: config, safetensors, every shard, tokenizer."""
     if not directory.exists():
-        raise SourceError(f"{place} is {str(directory)!r}; there is no such directory. Correct the path.")
+        raise SourceError(f"{what}; there is no such directory. Correct the path.")
     if not directory.is_dir():
-        raise SourceError(
-            f"{place} is {str(directory)!r}, a file; it must be a directory with config.json, safetensors and a tokenizer."
-        )
-    read_config(directory, place)
-    weights = weight_files(directory, place)
+        raise SourceError(f"{what}, a file; it must be a directory with config.json, safetensors and a tokenizer.")
+    read_config(directory, what)
+    weights = weight_files(directory, what)
     missing = [path.name for path in weights if not path.is_file()]
     if missing:
         raise SourceError(
@@ -70,15 +72,13 @@ def check_checkpoint(directory: Path, place: str) -> None:
         )
 
 
-def read_config(directory: Path, place: str) -> dict[str, Any]:
+def read_config(directory: Path, what: str) -> dict[str, Any]:
     """config.json. Raises SourceError when it is missing, unreadable, or no JSON object."""
     path = directory / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SourceError(
-            f"{place} is {str(directory)!r}, which has no config.json; name a checkpoint directory."
-        ) from None
+        raise SourceError(f"{what}, which has no config.json; name a Transformers checkpoint.") from None
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror}); mend its permissions.") from None
     except ValueError:
@@ -88,7 +88,7 @@ def read_config(directory: Path, place: str) -> dict[str, Any]:
     return values
 
 
-def weight_files(directory: Path, place: str) -> list[Path]:
+def weight_files(directory: Path, what: str) -> list[Path]:
     """The safetensors files that Transformers would load: model.safetensors, or the shards that the index lists.
 
     Raises SourceError when there are none, and says so when there are only pickled ones.
@@ -99,16 +99,20 @@ def weight_files(directory: Path, place: str) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, OSError):
+            if any(Path(name).name != name for name in names):  # a path would reach files outside the checkpoint
+                raise ValueError
+        except (ValueError, KeyError, AttributeError, TypeError, OSError):
             raise SourceError(f"{index} is no index of shards; copy the checkpoint again.") from None
         return [directory / name for name in names]
     pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
     if pickles:
         raise SourceError(
-            f"{place} is {str(directory)!r}, whose weights are pickled ({pickles[0]}); no pickle is read. Convert it where "
-            "you trust it: load it with Transformers and call `save_pretrained(DIR, safe_serialization=True)`."
+            f"{what}, whose weights are pickled ({pickles[0]}); no pickle is read. Convert it where you trust it: load "
+            "it with Transformers and call `save_pretrained(DIR, safe_serialization=True)`."
         )
-    raise SourceError(f"{place} is {str(directory)!r}, which has no model.safetensors and no index of shards.")
+    raise SourceError(
+        f"{what}, which has no model.safetensors and no index of shards; pickled weights are not read. Name another."
+    )
 
 
 def tensor_sizes(path: Path) -> dict[str, int]:
@@ -138,17 +142,18 @@ def _product(shape: list[int]) -> int:
     return total
 
 
-def count_parameters(directory: Path, place: str) -> int:
+def count_parameters(directory: Path, what: str) -> int:
     """Parameters as stored: tied weights are stored once."""
-    return sum(sum(tensor_sizes(path).values()) for path in weight_files(directory, place))
+    return sum(sum(tensor_sizes(path).values()) for path in weight_files(directory, what))
 
 
-def copy_checkpoint(directory: Path, out: Path) -> None:
-    """Copy the stock files, sharing blocks where the file system can; shards stay shards."""
-    for name, path in stock_files(directory).items():
-        target = out / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        clone_or_copy(path, target)
+def copy_files(files: Mapping[str, Path], out: Path) -> dict[str, Path]:
+    """Copy files to their names below `out`, sharing blocks where the file system can; return the copies."""
+    copies = {name: out / name for name in files}
+    for name, path in files.items():
+        copies[name].parent.mkdir(parents=True, exist_ok=True)
+        clone_or_copy(path, copies[name])
+    return copies
 
 
 def licence_of(directory: Path) -> str | None:

@@ -57,8 +57,8 @@ def _mend_tokenizer(tokenizer: Any, entry: CatalogueModel) -> None:
     ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     if tokenizer.decode(ids) != _PROBE:
         raise SourceError(
-            f"The tokenizer of {entry.file.name} does not give back what it read; this version of Transformers converts "
-            "it wrongly. Install the versions of requirements.lock."
+            f"The tokenizer of {entry.file.name} does not give back what it read: this Transformers converts it "
+            "wrongly. Install the versions of requirements.lock."
         )
 
 

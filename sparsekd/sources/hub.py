@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -41,14 +42,16 @@ def snapshot(repo: str, commit: str, patterns: tuple[str, ...], place: str, prog
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         disable_progress_bars()
-        missing = 0
-        with contextlib.suppress(DryRunError):  # offline: the download below finds all in the cache, or says so
-            files = snapshot_download(repo, revision=commit, allow_patterns=list(patterns), dry_run=True)
-            missing = sum(file.file_size or 0 for file in files if file.will_download)
+        download = functools.partial(snapshot_download, repo, revision=commit, allow_patterns=list(patterns))
+        try:
+            files = download(dry_run=True)
+            missing = sum(file.file_size or 0 for file in files if file.will_download)  # type: ignore[attr-defined, misc]
+        except DryRunError:  # out of reach: all of it may be in the cache; if not, the error's chain says why
+            return Path(download(local_files_only=True))
         cache = Path(constants.HF_HUB_CACHE)
         require_space(cache, missing, f"The model {repo}")
         with disk_errors(cache), watch_growth(cache, missing, progress):
-            return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns)))
+            return Path(download())
 
 
 @contextlib.contextmanager
@@ -58,7 +61,7 @@ def hub_errors(repo: str, revision: str | None, place: str) -> Iterator[None]:
         yield
     except SparseKDError:
         raise
-    except Exception as error:  # noqa: BLE001 - the client raises its own types, its HTTP library's, and OSError
+    except Exception as error:  # the client raises its own types, its HTTP library's, and OSError
         raise SourceError(_explain(error, repo, revision, place)) from None
 
 
@@ -78,11 +81,11 @@ def _explain(error: BaseException, repo: str, revision: str | None, place: str) 
             "token of that account (or log in with `hf auth login`)."
         )
     if met(errors.RevisionNotFoundError):
-        return f"{place} is {repo!r}, which has no revision {revision!r}; correct the revision, or remove it for the newest."
+        return f"{place} is {repo!r}, which has no revision {revision!r}; correct it, or remove it for the newest."
     if met(errors.RepositoryNotFoundError):
         return (
-            f"{place} is {repo!r}; there is no path of that name here and the hub shows no such repository: correct the "
-            "name, or, if it is private or gated, set HF_TOKEN."
+            f"{place} is {repo!r}; there is no path of that name here and the hub shows no such repository: correct "
+            "the name, or, if it is private or gated, set HF_TOKEN."
         )
     if met(errors.RemoteEntryNotFoundError):
         return f"{place} is {repo!r}, which has no config.json at {revision}; it is no Transformers checkpoint."

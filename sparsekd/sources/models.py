@@ -75,15 +75,15 @@ def resolve_model(source: str, revision: str | None = None) -> ResolvedModel:
 def _resolve_local(reference: Reference) -> ResolvedModel:
     directory = reference.path
     with disk_errors(directory):
-        checkpoint.check_checkpoint(directory, PLACE)
-        files = checkpoint.stock_files(directory)
+        checkpoint.check_checkpoint(directory, _what(reference))
+        files = checkpoint.stock_files(directory, _what(reference))
         return ResolvedModel(
             source=reference.source,
             revision=content_hash(files),
             kind="local",
             label=directory.resolve().name,
             licence=checkpoint.licence_of(directory),
-            parameters=checkpoint.count_parameters(directory, PLACE),
+            parameters=checkpoint.count_parameters(directory, _what(reference)),
             bytes=sum(path.stat().st_size for path in files.values()),
         )
 
@@ -99,8 +99,8 @@ def model_config(source: str, revision: str | None = None) -> dict[str, Any]:
         return dict(catalogue().models[reference.name].config)
     if reference.kind == "hub":
         path = hub.config_file(reference.name, resolved.revision, PLACE)
-        return checkpoint.read_config(path.parent, PLACE)
-    return checkpoint.read_config(reference.path, PLACE)
+        return checkpoint.read_config(path.parent, _what(reference))
+    return checkpoint.read_config(reference.path, _what(reference))
 
 
 def local_checkpoint(
@@ -122,7 +122,7 @@ def local_checkpoint(
     if reference.kind == "hub":
         say(f"Model {reference.name} at commit {resolved.revision} from the hub.")
         directory = hub.snapshot(reference.name, resolved.revision, checkpoint.HUB_PATTERNS, PLACE, progress)
-        checkpoint.check_checkpoint(directory, PLACE)
+        checkpoint.check_checkpoint(directory, _what(reference))
         facts = _facts(reference.name, "hub", resolved.revision, reference.name)
         return directory, {**facts, "licence": checkpoint.licence_of(directory), "base_model": reference.name}
     _require_revision(reference, revision, resolved.revision)
@@ -139,13 +139,17 @@ def fetch_model(
     local directory changed while it was copied.
     """
     directory, facts = local_checkpoint(source, revision, progress, say)
-    files = checkpoint.stock_files(directory)
+    files = checkpoint.stock_files(directory, f"{PLACE} is {source!r}")
     require_space(out, sum(path.stat().st_size for path in files.values()), "The copy of the model")
     with disk_errors(out):
-        checkpoint.copy_checkpoint(directory, out)
-    if facts["kind"] == "local" and content_hash(checkpoint.stock_files(out)) != facts["revision"]:
+        copies = checkpoint.copy_files(files, out)
+    if facts["kind"] == "local" and content_hash(copies) != facts["revision"]:
         raise SourceError(f"{directory} changed while it was copied; run again when nothing writes there.")
     return facts
+
+
+def _what(reference: Reference) -> str:
+    return f"{PLACE} is {reference.source!r}"
 
 
 def _require_revision(reference: Reference, revision: str | None, found: str) -> None:
@@ -153,8 +157,8 @@ def _require_revision(reference: Reference, revision: str | None, found: str) ->
     wanted = wanted_revision(reference, revision, PLACE)
     if wanted not in (None, found):
         raise SourceError(
-            f"model.revision is {wanted}, but the content hash of {reference.source} is {found}: the source or its files "
-            "changed since. Run `sparsekd compress`, which resolves it again, or set model.revision to null."
+            f"model.revision is {wanted}, but the content hash of {reference.source} is {found}: the source or its "
+            "files changed since. Run `sparsekd compress`, which resolves it again, or set model.revision to null."
         )
 
 

@@ -49,8 +49,8 @@ def _decoded(data: bytes, where: str) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(
-            f"{where} is no UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); name a text file, or convert it "
-            "with `iconv -t UTF-8`."
+            f"{where} is no UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); name a text file, or "
+            "convert it with `iconv -t UTF-8`."
         ) from None
     if "\0" in text:
         raise SourceError(f"{where} is a binary file (it holds NUL bytes); name a text file.")
@@ -150,8 +150,8 @@ def _record(value: Any, column: str, where: str) -> Iterator[Record]:
         ok = isinstance(message, Mapping)
         if not ok or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise SourceError(
-                f'{where} has a message in column {column!r} that is not {{"role": text, "content": text}}; correct it, '
-                "or set texts.column to a column of plain text."
+                f'{where} has a message in column {column!r} that is not {{"role": text, "content": text}}; '
+                "correct it, or set texts.column to a column of plain text."
             )
         messages.append({"role": message["role"], "content": message["content"]})
     yield {"messages": messages}

@@ -129,8 +129,8 @@ def _fetch(
     wanted = wanted_revision(reference, revision, PLACE)
     if reference.kind != "hub" and wanted not in (None, resolved.revision):
         raise SourceError(
-            f"texts.revisions has {wanted} for {source}, whose content hash is {resolved.revision}: the source or its file "
-            "changed since. Run `sparsekd compress`, which resolves it again, or set texts.revisions to null."
+            f"texts.revisions has {wanted} for {source}, whose content hash is {resolved.revision}: the source or "
+            "its file changed since. Run `sparsekd compress`, which resolves it again, or set texts.revisions to null."
         )
     if reference.kind == "catalogue":
         entry = catalogue().texts[reference.name]

@@ -1,0 +1,56 @@
+# sparsekd: `make` lists what there is. Everything runs in .venv, made from requirements.lock.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Which torch build: empty takes pip's own choice of TORCH; give an index URL to take another one (CUDA, CPU only)
+TORCH := torch==2.13.0
+TORCH_INDEX ?=
+PRESET ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup compress test check ui format lock clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "  make compress PRESET=smoke|default|quality ARGS='-S prune.width=0.6'   pass options on to sparsekd compress"
+
+compress: setup  ## set up, then compress the default model (or go on, or say that nothing changed)
+	@$(BIN)/python -m flows compress $(if $(PRESET),--preset $(PRESET)) $(ARGS)
+
+test: setup  ## set up, then run every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## format, lint, layers, strict types, fast tests
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+ui: setup  ## open the Prefect and MLflow pages on 127.0.0.1, with the flow as a deployment
+	@$(BIN)/python -m flows serve $(ARGS)
+
+format: setup  ## format the code and mend what the linter can
+	@$(BIN)/python -m ruff format .
+	@$(BIN)/python -m ruff check --fix .
+
+setup: $(VENV)/.ready
+
+# The stamp is newer than lock and project file, or the environment is brought up to date
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@echo "setting up $(VENV) (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit("sparsekd needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Run make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+lock:  ## refresh requirements.lock from pyproject.toml (needs uv on the PATH)
+	./.ci/lock
+
+clean:  ## remove what runs have made (data/, caches of this checkout), not the downloads and not .venv
+	rm -rf .sparsekd .prefect .checkpoints .dvc/cache .dvc/tmp data/raw/*/ data/calibration data/teacher data/pruned data/distilled data/evaluation/*/ data/benchmark data/report

@@ -1,0 +1,97 @@
+"""The losses hold their definitions, and the analytic gradient is autograd's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsekd.distillation.head import HeadLoss
+from sparsekd.distillation.losses import cross_entropy, distillation_terms, kl_divergence
+
+TEMPERATURES = st.sampled_from([0.5, 1.0, 2.0, 4.0])
+ALPHAS = st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0])
+
+
+def logits(seed: int, tokens: int = 5, vocab: int = 11) -> torch.Tensor:
+    return 3 * torch.randn(tokens, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarray:
+    def softmax(z: np.ndarray) -> np.ndarray:
+        e = np.exp(z / temperature - (z / temperature).max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    p, q = softmax(teacher.astype(np.float64)), softmax(student.astype(np.float64))
+    return (p * np.log(p / q)).sum(-1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10_000), temperature=TEMPERATURES)
+def test_kl_is_its_definition_never_negative_and_zero_at_equality(seed: int, temperature: float) -> None:
+    student, teacher = logits(seed), logits(seed + 1)
+    kl = kl_divergence(student, teacher, temperature)
+    np.testing.assert_allclose(kl.numpy(), reference_kl(student.numpy(), teacher.numpy(), temperature), atol=1e-5)
+    assert (kl >= 0).all()
+    assert kl_divergence(teacher, teacher, temperature).abs().max() < 1e-6
+
+
+def test_kl_of_a_hand_derived_case_is_the_true_kl_and_no_cross_entropy() -> None:
+    """p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): KL = ½ ln 2 − ¼ ln 2 = 0.1733; the soft cross-entropy is 1.2130."""
+    teacher = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    student = torch.tensor([[0.25, 0.25, 0.5]]).log()
+    assert float(kl_divergence(student, teacher)) == pytest.approx(0.25 * math.log(2), abs=1e-6)
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        kl_divergence(logits(0), logits(1), 0.0)
+
+
+def autograd_loss(student, teacher, targets, alpha, temperature):  # type: ignore[no-untyped-def]
+    kl = kl_divergence(student, teacher, temperature).sum()
+    return (1 - alpha) * cross_entropy(student, targets).sum() + alpha * temperature**2 * kl
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), alpha=ALPHAS, temperature=TEMPERATURES)
+def test_the_analytic_gradient_is_autograds(seed: int, alpha: float, temperature: float) -> None:
+    student, teacher = logits(seed).requires_grad_(), logits(seed + 1)
+    targets = torch.randint(0, 11, (5,), generator=torch.Generator().manual_seed(seed))
+    loss = autograd_loss(student, teacher, targets, alpha, temperature)
+    loss.backward()
+    terms = distillation_terms(student.detach(), teacher, targets, alpha, temperature)
+    assert student.grad is not None
+    torch.testing.assert_close(terms.gradient, student.grad, rtol=1e-4, atol=1e-5)
+    weighed = (1 - alpha) * terms.ce + alpha * temperature**2 * terms.kl
+    torch.testing.assert_close(weighed, loss.detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("tokens", [3, 256, 300])
+def test_the_chunked_head_gives_the_gradient_of_the_mean_loss(tokens: int, alpha: float) -> None:
+    draw = torch.Generator().manual_seed(tokens)
+    weight, old = torch.randn(11, 6, generator=draw), torch.randn(11, 6, generator=draw)
+    student = torch.randn(tokens, 6, generator=draw, requires_grad=True)
+    teacher = torch.randn(tokens, 6, generator=draw)
+    targets = torch.randint(0, 11, (tokens,), generator=draw)
+    loss = autograd_loss(student @ weight.T, teacher @ old.T, targets, alpha, 2.0) / tokens
+    loss.backward()
+    head = HeadLoss(weight, old, alpha, 2.0)
+    with torch.no_grad():
+        kl, ce, gradient = head(student, teacher, targets)
+        kl_sum, ce_sum = head.values(student, teacher, targets)
+    assert student.grad is not None
+    torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
+    assert (1 - alpha) * ce + alpha * 4.0 * kl == pytest.approx(loss.item(), rel=1e-4)
+    assert (kl_sum / tokens, ce_sum / tokens) == pytest.approx((kl, ce), rel=1e-5)
+
+
+def test_kl_only_gives_no_gradient_where_student_and_teacher_agree() -> None:
+    same = logits(3)
+    terms = distillation_terms(same, same, torch.zeros(5, dtype=torch.int64), alpha=1.0, temperature=1.0)
+    assert terms.gradient.abs().max() < 1e-6

@@ -1,0 +1,136 @@
+"""The trainer: schedule, order, what trains, and a resume that ends with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sparsekd.calibration.packing import CalibrationSet, Packed
+from sparsekd.config import Distill
+from sparsekd.distillation.run import Curriculum, distill_checkpoint
+from sparsekd.distillation.student import freeze_all_but_ffn_and_norms
+from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
+from sparsekd.distillation.trainer import batches, learning_rate
+from sparsekd.errors import TrainingError
+from sparsekd.models import load_model
+
+CPU = torch.device("cpu")
+SETTINGS: dict[str, Any] = {
+    "compile": "never", "checkpoint_every": 3, "validate_every": 4, "validation_tokens": 64, "learning_rate": 3e-3,
+}  # fmt: skip
+
+
+def packed(seed: int, sequences: int) -> Packed:
+    ids = torch.randint(4, 300, (sequences, 32), generator=torch.Generator().manual_seed(seed))
+    return Packed(ids, torch.zeros_like(ids))
+
+
+@pytest.fixture(scope="module")
+def school(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curriculum]:
+    """A tiny student that differs from its teacher, and what it learns from."""
+    data = CalibrationSet(packed(1, 10), {"wiki": packed(2, 2)}, {})
+    cache = tmp_path_factory.mktemp("teacher")
+    write_teacher_cache(load_model(make_model(seed=1)), data, cache, 4)
+    return make_model(seed=2), Curriculum(data.calibration, data.validation, TeacherCache.open(cache))
+
+
+class Killed(Exception):
+    pass
+
+
+def run(school: tuple[Path, Curriculum], folder: Path, kill_at: int | None = None, **settings: Any) -> dict[str, Any]:
+    def progress(done: float, total: float, unit: str, **values: float) -> None:
+        if done == kill_at:
+            raise Killed
+
+    out = folder / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    config = Distill(**(SETTINGS | settings))
+    return distill_checkpoint(school[0], out, school[1], config, CPU, folder / "checkpoints", "x", progress)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize("kill_at", [1, 3, 5, 9, 10])
+def test_a_killed_run_ends_with_the_same_bits(
+    school: tuple[Path, Curriculum], tmp_path: Path, kill_at: int
+) -> None:
+    whole = run(school, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(school, tmp_path / "cut", kill_at=kill_at)
+    assert run(school, tmp_path / "cut") == whole
+    for name in ("model.safetensors", "curve.csv"):
+        assert (tmp_path / "cut/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes()
+    assert not list((tmp_path / "cut/checkpoints").iterdir()), "the checkpoint goes when the output is whole"
+
+
+def test_a_resume_under_other_conditions_starts_again_and_says_so(
+    school: tuple[Path, Curriculum], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Killed):
+        run(school, tmp_path, kill_at=5)
+    torch.set_num_threads(2)
+    assert run(school, tmp_path)["steps"] == 10
+    assert "made under another threads; distillation starts again" in capsys.readouterr().out
+
+
+def test_only_ffn_and_norms_change_and_kl_falls(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
+    run(school, tmp_path, epochs=6, alpha=1.0)
+    before, after = load_file(school[0] / "model.safetensors"), weights(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("mlp" in name or "norm" in name for name in changed)
+    rows = (tmp_path / "out/curve.csv").read_text().splitlines()
+    column = rows[0].split(",").index("validation_kl")
+    seen = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert seen[-1] < 0.9 * seen[0]
+
+
+def test_kl_only_against_itself_changes_nothing(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Claim A's control: the gradient of KL(model ‖ itself) is zero, up to rounding."""
+    model = make_model(seed=1)
+    data = CalibrationSet(packed(1, 4), {"wiki": packed(2, 2)}, {})
+    (tmp_path / "cache").mkdir()
+    write_teacher_cache(load_model(model), data, tmp_path / "cache", 4)
+    school = (model, Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path / "cache")))
+    run(school, tmp_path, alpha=1.0, precision="fp32", learning_rate=1e-4)
+    rows = (tmp_path / "out/curve.csv").read_text().splitlines()
+    assert all(float(row.split(",")[3]) < 1e-3 for row in rows[1:]), "only the cache's bfloat16 rounding is left"
+
+
+def test_divergence_stops_with_step_checkpoint_and_advice(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"at step \d+: .* last good checkpoint .* Lower distill.learning_rate"):
+        run(school, tmp_path, learning_rate=1e6, gradient_clip=1e9, epochs=20, checkpoint_every=1)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
+def test_what_trains(family: str, make_model: Callable[..., Path]) -> None:
+    model = load_model(make_model(family, tie_word_embeddings=True))
+    names = freeze_all_but_ffn_and_norms(model)
+    assert all("mlp" in name or "norm" in name for name in names)
+    assert any("mlp" in name for name in names)
+    assert "model.norm.weight" in names
+    assert not model.get_input_embeddings().weight.requires_grad
+
+
+def test_learning_rate_warms_up_and_ends_at_nothing() -> None:
+    config = Distill(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3
+
+
+def test_each_epoch_is_a_permutation_of_all_sequences() -> None:
+    plan = batches(7, Distill(epochs=2, batch_size=2, seed=3))
+    first, second = [sum(plan[i : i + 4], []) for i in (0, 4)]
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
