@@ -21,7 +21,7 @@ from transformers import logging as transformers_logging
 from sparsekd.errors import ModelError
 from sparsekd.families import Family, find_family
 
-transformers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,12 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | tor
         )
     check_tensors(path)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} does not load: {' '.join(str(error).split())[:300]}") from None
+    model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             names = ", ".join(map(str, sorted(info[kind])[:3]))
@@ -174,7 +175,11 @@ def save_checkpoint(model: PreTrainedModel, source: Path, out: Path) -> None:
     Tokenizer, chat template and generation config are copied byte for byte; ties are kept; no custom code is added.
     """
     dtype = declared_dtype(source)
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights share memory; two copies would both be written
+    state = {
+        name: copies.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().to("cpu", dtype))
+        for name, tensor in model.state_dict().items()
+    }
     model.save_pretrained(out, state_dict=state, safe_serialization=True)
     # save_pretrained declares the dtype that the model has in memory, not that of the tensors it was given
     config = json.loads((out / "config.json").read_text())
@@ -194,7 +199,8 @@ def _is_companion(file: Path) -> bool:
 
 def lm_head(model: PreTrainedModel) -> Float[Tensor, "vocab hidden"]:
     """The weight of the output projection (the embedding matrix where they are tied)."""
-    return cast(Tensor, cast(nn.Linear, model.get_output_embeddings()).weight)
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head.weight
 
 
 def final_hidden(

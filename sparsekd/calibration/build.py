@@ -54,7 +54,8 @@ def build_calibration(
         _require(name, "calibration", len(packed.input_ids), sequences, config)
         parts.append(packed)
         progress(number + 1, len(corpora) + len(training), "corpora")
-    validation, test = {}, {}
+    validation: dict[str, Packed] = {}
+    test: dict[str, Packed] = {}
     for number, corpus in enumerate(corpora):
         for part, target in (("validation", validation), ("test", test)):
             packed = _held_out(getattr(splits[corpus.name], part), tokenizer, config)

@@ -140,7 +140,8 @@ def _key(config: Distill, identity: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _terms(compiled: bool) -> Any:
+def head_terms(compiled: bool) -> Any:
+    """The loss at the head, compiled or not."""
     return torch.compile(distillation_terms, dynamic=False) if compiled else distillation_terms
 
 

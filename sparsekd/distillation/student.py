@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import cast
 
 import torch
 from torch import nn
@@ -76,4 +75,4 @@ def _compile_obstacle() -> str | None:
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile each decoder layer for one static shape; they share one compiled graph."""
     for block in feed_forwards(model):
-        cast(nn.Module, block.layer).compile(dynamic=False)
+        block.layer.compile(dynamic=False)

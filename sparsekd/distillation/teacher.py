@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -53,7 +54,7 @@ class TeacherCache:
 
 def _read(file: Path, name: str) -> Tensor:
     with safe_open(file, framework="pt") as tensors:
-        return tensors.get_tensor(name)
+        return cast(Tensor, tensors.get_tensor(name))
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -138,7 +138,7 @@ def _run(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], hooks: lis
     try:
         with torch.autocast(hidden.device.type, torch.bfloat16):
             output = layer(hidden, **arguments)
-        return output[0] if isinstance(output, tuple) else output
+        return cast(Tensor, output[0] if isinstance(output, tuple) else output)
     except _Captured:
         return hidden
     finally:

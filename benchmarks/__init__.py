@@ -1,0 +1,1 @@
+"""Peers and rooflines, each a command that prints a table and writes JSON."""

@@ -1,0 +1,244 @@
+"""The `sparsekd` command: options and help texts only; the work is in the modules that each command imports.
+
+Nothing heavy loads here or before it is needed: `--help` and a run with nothing to do answer in seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from sparsekd.errors import SparseKDError
+
+
+class Commands(TyperGroup):
+    """Faults that the user can mend are one sentence and exit code 2; Ctrl-C is 130. No traceback for either."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SparseKDError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("\nstopped; the same command goes on from what is finished.", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="sparsekd",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a language model smaller and faster, and prove what was kept: structured SVD pruning of the "
+    "feed-forward layers, then distillation from the model itself. The result is a stock checkpoint.",
+    epilog="Example: sparsekd compress --preset smoke",
+)
+
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
+]
+Preset = Annotated[str, typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be.")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    typer.Option("-S", "--set", metavar="stage.key=value", help="Change one setting; repeat for more."),
+]
+Texts = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--texts",
+        metavar="SRC",
+        help="A catalogue name, a hub dataset, .jsonl, .parquet or .txt; repeat for more.",
+    ),
+]
+Device = Annotated[Optional[str], typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]  # noqa: UP045
+Revision = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--revision", metavar="R", help="Branch, tag or commit of a model on the hub."),
+]
+
+
+@app.command(
+    epilog="Examples: sparsekd compress --preset smoke  |  sparsekd compress --model Qwen/Qwen3-0.6B -S prune.width=0.6"
+)
+def compress(
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--preset",
+            metavar="smoke|default|quality",
+            help="How thorough to be; written to params.yaml. Without it params.yaml is used as it stands.",
+        ),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
+    ] = None,
+    revision: Revision = None,
+    texts: Texts = None,
+    settings: Settings = None,
+    device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, how long, how much disk and memory; change nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Let --preset overwrite hand edits of params.yaml.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="If a run is going on in this checkout, start after it.")
+    ] = False,
+) -> None:
+    """Compress a model end to end: fetch, calibrate, prune, distil, evaluate, benchmark, report.
+
+    Runs what is out of date by params.yaml, and only that. Options given here are written to params.yaml first.
+
+    The result is data/distilled (the model) and data/report/index.html (the proof).
+    """
+    from flows import job
+
+    job.compress(
+        job.Request(preset, model, revision, tuple(texts or ()), tuple(settings or ()), device, dry_run, yes, wait)
+    )
+
+
+@app.command(epilog="Example: sparsekd prune --model ./my-model --width 0.75 --out ./pruned")
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pruned checkpoint goes.")],
+    width: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--width", help="New intermediate_size: a fraction in (0, 1] of the old one, or the integer."),
+    ] = None,
+    texts: Texts = None,
+    preset: Preset = "default",
+    settings: Settings = None,
+    device: Device = None,
+) -> None:
+    """Prune the feed-forward layers of any checkpoint. No DVC and no repository is needed.
+
+    Writes a stock checkpoint with a smaller intermediate_size. Distil it afterwards: pruning alone costs quality.
+    """
+    from flows import steps
+
+    steps.prune(model, out, width, texts, steps.Options(preset, settings, device))
+
+
+@app.command(epilog="Example: sparsekd distill --model ./pruned --teacher ./my-model --out ./distilled")
+def distill(
+    model: Annotated[str, typer.Option("--model", metavar="SRC", help="The pruned checkpoint: the student.")],
+    teacher: Annotated[str, typer.Option("--teacher", metavar="SRC", help="The model it was pruned from.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the distilled checkpoint goes.")],
+    texts: Texts = None,
+    preset: Preset = "default",
+    settings: Settings = None,
+    device: Device = None,
+) -> None:
+    """Distil a pruned checkpoint from the model it came from. No DVC and no repository is needed.
+
+    Trains the feed-forward layers and norms to match the teacher's distribution; writes a stock checkpoint.
+    """
+    from flows import steps
+
+    steps.distill(model, teacher, out, texts, steps.Options(preset, settings, device))
+
+
+@app.command(epilog="Example: sparsekd evaluate --model ./distilled --dense ./my-model --out ./evaluation")
+def evaluate(
+    model: Model,
+    dense: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--dense", metavar="SRC", help="The uncompressed model, to measure agreement with it."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="DIR", help="Where evaluation.json and lm-eval's files go."),
+    ] = None,
+    texts: Texts = None,
+    preset: Preset = "default",
+    settings: Settings = None,
+    device: Device = None,
+) -> None:
+    """Evaluate any checkpoint: test perplexity, agreement with the dense model, lm-eval tasks.
+
+    No DVC and no repository is needed.
+    """
+    from flows import steps
+
+    steps.evaluate(model, dense, out, texts, steps.Options(preset, settings, device))
+
+
+@app.command(epilog='Example: sparsekd generate data/distilled --prompt "Why is the sky blue?"')
+def generate(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A checkpoint: directory, owner/name, catalogue name.")
+    ],
+    prompt: Annotated[str, typer.Option("--prompt", help="What to answer.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to write.")] = 128,
+) -> None:
+    """Answer a prompt with a checkpoint, greedily, through its chat template where it has one."""
+    from flows import steps
+
+    steps.generate(directory, prompt, max_new_tokens)
+
+
+@app.command(
+    epilog="Examples: sparsekd config --diff  |  sparsekd config --preset quality  |  sparsekd config --schema"
+)
+def config(
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--preset", metavar="smoke|default|quality", help="Show this preset instead of params.yaml."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON instead of YAML.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="The JSON schema: every setting, its bounds, what it does.")
+    ] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the preset's own values.")] = False,
+) -> None:
+    """Show the resolved configuration: params.yaml with every default filled in.
+
+    Outside the project, the defaults.
+    """
+    from flows import settings
+
+    typer.echo(settings.text(preset, as_json=json, schema=schema, diff=diff))
+
+
+@app.command(epilog="Example: sparsekd doctor")
+def doctor() -> None:
+    """Check this machine and checkout: versions, disk, memory, git, compiler, browser; what is missing.
+
+    Exit code 1 when something is missing without which `sparsekd compress` cannot run.
+    """
+    from flows import doctor as checks
+
+    if not checks.show():
+        raise typer.Exit(1)
+
+
+@app.command(epilog='Examples: sparsekd serve  |  sparsekd serve --cron "0 3 * * *"')
+def serve(
+    cron: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--cron", help="Also start a run at these times (cron syntax, local time)."),
+    ] = None,
+) -> None:
+    """Open the Prefect and MLflow pages on 127.0.0.1 and offer the flow there as a deployment with a form.
+
+    It serves the flows, not the model. Stop it with Ctrl-C.
+    """
+    from flows.serve import serve as start
+
+    start(cron=cron)
+
+
+def main() -> None:
+    """The console script's entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that knows no arrows still gets its lines
+    app()

@@ -1,0 +1,224 @@
+"""What a run will take: minutes, memory, disk, and what the compressed model will be. No torch in this process.
+
+Times are work (operations, from the shapes) over this machine's measured matrix speed, corrected by how long the
+stages of earlier runs in this checkout took. They are estimates, good to a factor of two before a first run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsekd.config import RunConfig
+from sparsekd.errors import ModelError
+from sparsekd.families import find_family, parameters_from_config
+from sparsekd.pruning.budget import resolve_width
+from sparsekd.runtime import thread_count
+from tasks.state import FOLDER, read_json, read_state, write_json
+
+Counts = dict[str, int]
+_START_SECONDS = 8.0  # interpreter, torch and transformers of one stage
+_ROW_TOKENS = 200.0  # tokens of all the answers of one benchmark row
+_ASSUMED_FLOPS = 2e11  # before anything was measured
+_LIBRARIES = 0.9e9  # bytes that torch and transformers take with no model
+_PROBE = """
+import json, time, torch
+torch.set_num_threads({threads})
+cuda = torch.cuda.is_available() and {cuda}
+a = torch.randn(2048, 1024, dtype=torch.bfloat16, device="cuda" if cuda else "cpu")
+b = torch.randn(1024, 2048, dtype=torch.bfloat16, device=a.device)
+def once():
+    start = time.perf_counter()
+    a @ b
+    if cuda: torch.cuda.synchronize()
+    return time.perf_counter() - start
+once()
+print(json.dumps({{"flops": 2 * 2048 * 1024 * 2048 / min(once() for _ in range(8)), "cuda": cuda}}))
+"""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The dense model and what is left of it. Counts are {total, non_embedding, ffn}, sizes bytes of the weights."""
+
+    dense: Counts
+    pruned: Counts
+    dense_bytes: int
+    pruned_bytes: int
+    old_width: int
+    new_width: int
+
+    @property
+    def reduction(self) -> dict[str, float]:
+        """The four numbers: of the width, of FFN, of non-embedding and of all parameters."""
+        shares = {key: 1 - self.pruned[key] / self.dense[key] for key in ("ffn", "non_embedding", "total")}
+        return {"width": 1 - self.new_width / self.old_width, **shares}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds a stage, bytes of memory at the peak, bytes of disk that the outputs take."""
+
+    seconds: dict[str, float]
+    memory: int
+    disk: int
+
+
+def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
+    """Parameters and bytes before and after, from config.json. Raises ConfigError for a width that leaves nothing."""
+    old = int(model.get(find_family(str(model.get("model_type"))).width) or 0)
+    if not old:
+        raise ModelError(f"config.json of {config.model.source} has no intermediate_size; it must describe a decoder.")
+    new = resolve_width(config.prune.width, old, config.prune.multiple_of)
+    dense, pruned = parameters_from_config(model), parameters_from_config(model, new)
+    each = _element_bytes(model)
+    return Compressed(dense, pruned, each * dense["total"], each * pruned["total"], old, new)
+
+
+def estimate(root: Path, config: RunConfig, model: dict[str, Any], stages: list[str], measure: bool = True) -> Estimate:
+    """What `stages` will take, by earlier runs in this checkout, or by the machine's speed on a matrix product.
+
+    With `measure`, that product is timed where neither is known yet (4 s, kept in .sparsekd/).
+    """
+    made = compressed(config, model)
+    known = _Timings.read(root)
+    flops = known.flops or _known_flops(root, config) or (matrix_flops(root, config) if measure else _ASSUMED_FLOPS)
+    raw = predicted_seconds(config, model, made, flops)
+    seconds = {name: raw.get(_base(name), _START_SECONDS) * known.factors.get(name, 1.0) for name in stages}
+    return Estimate(seconds, memory_bytes(config, model, made), disk_bytes(config, model, made, stages))
+
+
+@dataclass(frozen=True)
+class _Timings:
+    """How much longer than predicted at `flops` each stage took in earlier runs here."""
+
+    flops: float | None
+    factors: dict[str, float]
+
+    @classmethod
+    def read(cls, root: Path) -> _Timings:
+        values = read_json(root / FOLDER / "timings.json")
+        return cls(values["flops"], values["factors"]) if isinstance(values, dict) else cls(None, {})
+
+
+def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed, flops: float) -> dict[str, float]:
+    """Seconds of each stage at `flops` operations a second of a large matrix product."""
+    corpora = len(config.texts.sources) + 3  # two more that are only held out, and chat
+    held_out = corpora * config.calibrate.held_out_tokens
+    tokens = config.calibrate.tokens
+    hidden, layers, width = model["hidden_size"], model["num_hidden_layers"], made.old_width
+    forward = _forward(made.dense, model) / (0.7 * flops)
+    student = _forward(made.pruned, model) / (0.7 * flops)
+    decode = made.dense_bytes / 8e9 + 0.02  # a token at a time reads all weights
+    statistics = min(config.prune.statistics_tokens, tokens)
+    trained = (config.distill.tokens or tokens) * config.distill.epochs
+    steps = trained / (config.calibrate.sequence_length * config.distill.batch_size)
+    validated = (
+        (1 + steps // config.distill.validate_every) * len(config.texts.sources) * config.distill.validation_tokens
+    )
+    rows = (config.evaluate.rows or 2000) * len(config.evaluate.tasks)
+    prompts = len(config.report.prompts) * config.report.prompt_tokens
+    timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens * (decode / forward)
+    return {
+        "fetch-model": 10 + made.dense_bytes / 1e7,
+        "fetch-texts": 5.0,
+        "fetch-benchmarks": 10.0,
+        "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * 2 * decode,
+        "teacher": _START_SECONDS + forward * (tokens + 2 * held_out),
+        "prune": _START_SECONDS
+        + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.17 * flops))
+        + layers * 8 * width**3 / (0.1 * flops),
+        "distill": _START_SECONDS + 25 + 4.5 * student * trained + student * validated,
+        "evaluate": _START_SECONDS + 8 + forward * (held_out + rows * _ROW_TOKENS) + prompts * decode,
+        "benchmark": 6 * _START_SECONDS
+        + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
+        "report": 10.0,
+    }
+
+
+def memory_bytes(config: RunConfig, model: dict[str, Any], made: Compressed) -> int:
+    """Peak memory of the heaviest stage: distill (float32 weights, Adam, activations) or evaluate (logits)."""
+    hidden, vocabulary, layers = model["hidden_size"], model["vocab_size"], model["num_hidden_layers"]
+    step = config.distill.batch_size * config.calibrate.sequence_length
+    trained = made.pruned["ffn"]
+    activations = step * layers * (12 * hidden + 4 * made.new_width) * 4
+    distill = 4 * made.pruned["total"] + 3 * 4 * trained + activations + 4 * min(step, 512) * vocabulary * 4
+    evaluate = made.dense_bytes + config.evaluate.batch_size * config.calibrate.sequence_length * vocabulary * 6
+    prune = 4 * made.dense["total"] + 2 * 4 * config.prune.statistics_tokens * hidden + 4 * 8 * made.old_width**2
+    return int(_LIBRARIES + max(distill, evaluate, prune))
+
+
+def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:
+    """Bytes that the outputs of `stages` add: in data/, and once more in DVC's cache where files are copied."""
+    each = _element_bytes(model)
+    corpora = len(config.texts.sources) + 3
+    tokens = config.calibrate.tokens + 2 * corpora * config.calibrate.held_out_tokens
+    outputs = {
+        "fetch-model": made.dense_bytes,
+        "fetch-texts": 10e6,
+        "fetch-benchmarks": 20e6,
+        "calibrate": 8 * tokens,
+        "teacher": 2 * tokens * model["hidden_size"] + each * model["vocab_size"] * model["hidden_size"],
+        "prune": made.pruned_bytes,
+        "distill": made.pruned_bytes,
+        "evaluate": 5e6,
+        "benchmark": 1e5,
+        "report": 5e6,
+    }
+    beside = made.pruned_bytes + 12 * made.pruned["ffn"]  # the registry's copy and the resumable checkpoint
+    return int(2 * sum(outputs.get(_base(name), 0) for name in stages) + (beside if "distill" in stages else 0))
+
+
+def matrix_flops(root: Path, config: RunConfig) -> float:
+    """Operations a second of a bf16 matrix product on this machine, in a process of its own; kept in .sparsekd/."""
+    program = _PROBE.format(threads=thread_count(config.runtime), cuda=config.runtime.device != "cpu")
+    command = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=root)
+        flops = float(json.loads(done.stdout)["flops"])
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError):
+        return _ASSUMED_FLOPS
+    write_json(root / FOLDER / "machine.json", {"machine": _machine(config), "flops": flops})
+    return flops
+
+
+def remember_timings(root: Path, config: RunConfig, model: dict[str, Any], stages: list[str]) -> None:
+    """After a run: keep how much longer or shorter than predicted each computed stage took."""
+    known = _Timings.read(root)
+    flops = known.flops or _known_flops(root, config) or _ASSUMED_FLOPS
+    raw = predicted_seconds(config, model, compressed(config, model), flops)
+    factors = dict(known.factors)
+    for name in stages:
+        state = read_state(root, name)
+        if state is not None and state.state == "done" and state.seconds and raw.get(_base(name)):
+            factors[name] = round(state.seconds / raw[_base(name)], 4)
+    write_json(root / FOLDER / "timings.json", {"flops": flops, "factors": factors})
+
+
+def _known_flops(root: Path, config: RunConfig) -> float | None:
+    values = read_json(root / FOLDER / "machine.json")
+    if isinstance(values, dict) and values.get("machine") == _machine(config):
+        return float(values["flops"])
+    return None
+
+
+def _machine(config: RunConfig) -> list[Any]:
+    return [os.uname().nodename, thread_count(config.runtime), config.runtime.device]
+
+
+def _forward(counts: Counts, model: dict[str, Any]) -> float:
+    """Operations of one token through the model, the LM head included."""
+    return 2.0 * (counts["non_embedding"] + model["vocab_size"] * model["hidden_size"])
+
+
+def _element_bytes(model: dict[str, Any]) -> int:
+    return 4 if str(model.get("dtype") or model.get("torch_dtype") or "float32") == "float32" else 2
+
+
+def _base(stage: str) -> str:
+    return stage.partition("@")[0]

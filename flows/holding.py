@@ -1,0 +1,41 @@
+"""Which Prefect flow run has the checkout: noted in `.sparsekd/run.json`, so that one that was killed can be closed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.states import Crashed
+
+from tasks.state import FOLDER, read_json, write_json
+
+
+def note_run(root: Path, flow_run_id: str | None) -> None:
+    """The flow run `flow_run_id` has the checkout now."""
+    write_json(_path(root), {"flow_run_id": flow_run_id})
+
+
+def holding_run(root: Path) -> str | None:
+    """The id of the flow run that had the checkout last."""
+    values = read_json(_path(root))
+    return values.get("flow_run_id") if isinstance(values, dict) else None
+
+
+def close_unfinished(root: Path, message: str) -> None:
+    """Mark the noted flow run as crashed if Prefect still takes it for running. Call it when its process is gone."""
+    noted = holding_run(root)
+    if noted is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(UUID(noted))
+            if run.state is not None and not run.state.is_final():
+                client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+    except Exception as error:  # another server or a new database: there is nothing to close
+        logging.getLogger(__name__).debug("flow run %s: %s", noted, error)
+
+
+def _path(root: Path) -> Path:
+    return root / FOLDER / "run.json"

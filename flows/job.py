@@ -1,0 +1,204 @@
+"""`sparsekd compress`: settle params.yaml, see what is stale, check, run the flow, show what came of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows import params, preflight
+from flows.display import Display, duration, make_console, roughly
+from flows.estimate import Estimate, compressed, estimate, remember_timings
+from flows.lock import run_lock
+from flows.params import Change
+from flows.staleness import Staleness, staleness
+from flows.summary import show_results
+from sparsekd.config import RunConfig
+from sparsekd.errors import ConfigError
+from sparsekd.report.formatting import percent
+from sparsekd.sources import catalogue
+from tasks import environment
+from tasks.graph import read_graph
+from tasks.repair import repair
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    preset: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    texts: Sequence[str] = ()
+    settings: Sequence[str] = ()
+    device: str | None = None
+    dry_run: bool = False
+    yes: bool = False
+    wait: bool = False
+
+
+def compress(request: Request) -> None:
+    """Do it. Raises SparseKDError for what the user can mend; params.yaml is written only after every check."""
+    console = make_console()
+    asked_in = Path.cwd()
+    root = params.find_root()
+    os.chdir(root)  # stages, DVC and relative paths in params.yaml all start from here
+    preflight.check_repository(root)
+    with run_lock(root, wait=request.wait, on_wait=console.print):
+        for line in repair(root):
+            console.print(line, markup=False)
+        current = params.load(root)
+        wanted, source = preflight.resolve_sources(settle(root, current, request, asked_in))
+        changes = params.changes_of_file(root, wanted)
+        describe_preset(root, wanted, console)
+        if source.terms:
+            console.print(source.terms, markup=False)
+        model = preflight.dense_config(root, wanted)
+        preflight.check_settings(root, wanted, model)
+        found = staleness(root, params.edited_values(root, changes))
+        if request.dry_run:
+            list_changes("params.yaml would change:", changes, console)
+            plan(root, wanted, model, found, console)
+        elif found.nothing_to_do:
+            write(root, changes, console)
+            console.print("Nothing has changed: no stage to run, no server started. This is the stored result.")
+            show_results(root, console)
+        elif not found.stages:
+            write(root, changes, console)
+            console.print("No stage to run, but the last run still has to be logged to MLflow.")
+            log_run(root, console)
+            show_results(root, console)
+        else:
+            run(root, wanted, model, changes, found, console)
+
+
+def settle(root: Path, current: RunConfig, request: Request, asked_in: Path) -> RunConfig:
+    """The configuration that is asked for. Raises ConfigError where hand edits would be lost without --yes."""
+    wanted = params.with_preset(current, request.preset, root) if request.preset else current
+    options = []
+    if request.model is not None:
+        options.append(f"model.source={_from_root(request.model, asked_in, root)}")
+    if request.revision is not None:
+        options.append(f"model.revision={request.revision}")
+    if request.device is not None:
+        options.append(f"runtime.device={request.device}")
+    wanted = params.with_settings(wanted, options, "your command line")
+    if request.texts:
+        wanted = params.with_texts(wanted, [_from_root(text, asked_in, root) for text in request.texts])
+    wanted = params.with_settings(wanted, list(request.settings), "your -S options")
+    if request.preset and not request.yes:
+        named = {setting.partition("=")[0].strip() for setting in request.settings}
+        lost = [change for change in params.lost_edits(current, wanted, root) if change.key not in named]
+        if lost:
+            raise ConfigError(
+                f"params.yaml has changes from preset {current.preset} that --preset {request.preset} would lose: "
+                f"{'; '.join(map(str, lost))}. "
+                f"Add --yes to lose them, or keep them with -S {lost[0].key}={params.show(lost[0].before)}."
+            )
+    return wanted
+
+
+def describe_preset(root: Path, config: RunConfig, console: Console) -> None:
+    """One line: which preset this is, and what is otherwise than in it."""
+    others = params.changes_from_preset(config, root)
+    text = "as it stands" if not others else "with " + ", ".join(f"{c.key}={params.show(c.after)}" for c in others)
+    console.print(f"preset {config.preset} {text}", markup=False, soft_wrap=True)
+
+
+def write(root: Path, changes: list[Change], console: Console) -> None:
+    """Write the changes to params.yaml and print them."""
+    params.write(root, changes)
+    list_changes("changed in params.yaml:", changes, console)
+
+
+def list_changes(heading: str, changes: list[Change], console: Console) -> None:
+    """The diff of params.yaml, a line a setting."""
+    for line in [heading, *(f"  {change}" for change in changes)] if changes else []:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def plan(root: Path, config: RunConfig, model: dict[str, Any], found: Staleness, console: Console) -> None:
+    """What --dry-run prints."""
+    graph = read_graph(root)
+    needed = estimate(root, config, model, list(found.stages))
+    for name in graph:
+        why = found.reasons.get(name, "what it reads will change")
+        text = f"run     ~ {roughly(needed.seconds[name]):<10} {why}" if name in found.stages else "cached"
+        console.print(f"{name:<19} {text}", markup=False, soft_wrap=True)
+    show_plan(config, model, needed, console)
+    preflight.check_resources(root, config, needed)
+
+
+def show_plan(config: RunConfig, model: dict[str, Any], needed: Estimate, console: Console) -> None:
+    """Time, disk, memory, and the model that will come of it."""
+    made = compressed(config, model)
+    gb = preflight.gigabytes
+    shares = {name: percent(share) for name, share in made.reduction.items()}
+    for line in (
+        "",
+        f"time         about {roughly(sum(needed.seconds.values()))} on this machine",
+        f"disk         about {gb(needed.disk)}",
+        f"memory       about {gb(needed.memory)} at the peak",
+        f"parameters   {made.dense['total']:,} to {made.pruned['total']:,}",
+        f"weights      {made.dense_bytes / 1e6:,.1f} MB to {made.pruned_bytes / 1e6:,.1f} MB, at the same dtype",
+        f"neurons      {made.old_width} to {made.new_width} a layer",
+        (
+            f"removed      {shares['width']} of the width, {shares['ffn']} of the FFN, "
+            f"{shares['non_embedding']} of the non-embedding and {shares['total']} of all parameters"
+        ),
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def run(
+    root: Path,
+    config: RunConfig,
+    model: dict[str, Any],
+    changes: list[Change],
+    found: Staleness,
+    console: Console,
+) -> None:
+    """Check disk and memory, write params.yaml, run the flow with a display, show the results."""
+    graph = read_graph(root)
+    needed = estimate(root, config, model, list(found.stages), measure=False)
+    preflight.check_resources(root, config, needed)
+    write(root, changes, console)
+    time_needed = roughly(sum(needed.seconds.values()))
+    console.print(f"{len(found.stages)} of {len(graph)} stages to run, about {time_needed}. Ctrl-C loses nothing.")
+    from flows.launch import launch  # Prefect comes with it
+
+    started = time.monotonic()
+    with Display(root, graph, console, needed.seconds):
+        launch(root, quiet=True)
+    remember_timings(root, config, model, list(found.stages))
+    console.print(f"Done in {duration(time.monotonic() - started)}.")
+    show_results(root, console)
+
+
+def log_run(root: Path, console: Console) -> None:
+    """Log the finished run that waits for it; where that fails it goes on waiting, and the next run tries again."""
+    environment.apply(root)
+    from tasks.track import track
+
+    try:
+        result = track(root)
+        text = result.warning or f"Logged as MLflow run {result.run_name}."
+    except Exception as error:  # a compression that is done does not fail for its record
+        text = f"warning: MLflow: {error}"
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _from_root(source: str, asked_in: Path, root: Path) -> str:
+    """A relative path as it must be written to be right from the project's root; anything else as it is."""
+    explicit = "file:" if source.startswith("file:") else ""
+    path = Path(source.removeprefix("file:"))
+    packaged = source in catalogue().models or source in catalogue().texts
+    if asked_in == root or packaged or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
+        return source
+    full = (asked_in / path).resolve()
+    return explicit + str(full.relative_to(root) if full.is_relative_to(root) else full)

@@ -1,0 +1,94 @@
+"""The flow from the command line: against the server that runs, or with one of its own for as long as it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from flows.lock import run_lock
+from flows.servers import answers, free_port, served_api, start_prefect
+from sparsekd.errors import ConfigError, StageError
+from tasks import environment
+
+
+def launch(root: Path, *, quiet: bool = False, wait: bool = False) -> dict[str, str]:
+    """Run the flow with params.yaml as it stands; how each stage went ("computed", "unchanged", "restored").
+
+    Uses the API at PREFECT_API_URL if that is set, that of a running `sparsekd serve`, else a server of its own that
+    ends with this call. `quiet` keeps Prefect's log off the console. Call it in the main thread: SIGTERM is turned
+    into an exception, so that the stages are ended and the flow run is closed. Raises StageError naming the stage that
+    failed and why.
+    """
+    environment.apply(root)
+    if quiet:
+        environment.quiet_console()
+    os.chdir(root)
+    with run_lock(root, wait=wait), sigterm_raises(), _api(root):
+        from flows.compress import compress
+
+        state = compress(return_state=True)
+        outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if not state.is_completed():
+        raise StageError(f"The flow ended in state {state.name}: {state.message}")
+    return dict(outcome)
+
+
+@contextlib.contextmanager
+def _api(root: Path) -> Iterator[None]:
+    """Set PREFECT_API_URL for the block."""
+    named = os.environ.get("PREFECT_API_URL")
+    if named and not answers(f"{named.rstrip('/')}/health"):
+        raise ConfigError(
+            f"PREFECT_API_URL is {named}, where no Prefect server answers; start it or unset the variable."
+        )
+    server = None
+    if not named and not (named := served_api(root)):
+        server = start_prefect(root, free_port(), ui=False)
+        named = f"{server.url}/api"
+    try:
+        if server is not None:
+            server.wait_until_ready("/api/health")
+        os.environ["PREFECT_API_URL"] = named
+        yield
+    finally:
+        if server is not None:
+            _send_what_waits()
+            os.environ.pop("PREFECT_API_URL", None)
+            server.end()
+
+
+def _send_what_waits() -> None:
+    """Let Prefect send its last log lines and events now: without their server it would try for a minute at exit."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=5)
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, through its `finally` blocks. Prefect has its own while a flow runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,47 @@
+"""A flow run that `sparsekd serve` started ends with it, even when that is killed: nothing works on unseen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from tasks.graph import read_graph
+from tasks.groups import end_recorded_groups
+
+SERVER_VARIABLE = "SPARSEKD_SERVE_PID"
+"""The process id of the `sparsekd serve` that started this process, and its time of creation: `pid:created`."""
+_POLL_SECONDS = 0.5
+
+
+def name_server() -> None:
+    """Make this process the one whose end its flow runs follow."""
+    os.environ[SERVER_VARIABLE] = f"{os.getpid()}:{psutil.Process().create_time()}"
+
+
+def end_with_parent(root: Path) -> None:
+    """Watch in the background the process that `name_server` named; once it is gone, end the stages and this one."""
+    named = os.environ.get(SERVER_VARIABLE)
+    if not named or named.startswith(f"{os.getpid()}:"):
+        return
+    pid, _, created = named.partition(":")
+    threading.Thread(target=_watch, args=(root, int(pid), float(created)), daemon=True).start()
+
+
+def _watch(root: Path, pid: int, created: float) -> None:
+    while _lives(pid, created):
+        time.sleep(_POLL_SECONDS)
+    end_recorded_groups(root, read_graph(root))
+    os.kill(os.getpid(), signal.SIGKILL)  # its API server is gone too: an orderly end would wait for it
+
+
+def _lives(pid: int, created: float) -> bool:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    return False

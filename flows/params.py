@@ -1,0 +1,281 @@
+"""params.yaml: read it, change it, keep its comments; presets and what differs from them.
+
+params.yaml always says what the outputs in data/ were made from. A preset sets how thorough a run is; what is
+compressed (model, texts) and where (runtime) stay as they are when a preset is chosen.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from ruamel.yaml.tokens import CommentToken
+
+from sparsekd.config import RunConfig, field_annotation, parse_config, valid_keys
+from sparsekd.errors import ConfigError
+from tasks.environment import checkout_root
+from tasks.process import read_params
+
+PRESETS = ("smoke", "default", "quality")
+KEPT_SECTIONS = ("runtime", "model", "texts")
+"""Sections that no preset sets."""
+_ABSENT: Any = object()
+_PLAIN = re.compile(r"[A-Za-z][\w./-]*")
+_SWITCHES = {"on", "off", "yes", "no", "y", "n"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that differs between two configurations."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {show(self.before)} → {show(self.after)}"
+
+
+def show(value: Any) -> str:
+    """A value as a person would type it after `-S key=`."""
+    if value is None:
+        return "null"
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(show, value)) + "]"
+    return str(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """A width of 1152.0 neurons as 1152; every other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and value > 1 else value
+
+
+def find_root() -> Path:
+    """The project's root: $SPARSEKD_HOME, or the nearest directory upwards with dvc.yaml. ConfigError without one."""
+    root = checkout_root()
+    if not (root / "dvc.yaml").is_file():
+        raise ConfigError(
+            f"{root} is not inside the project: no dvc.yaml here or above. Run `sparsekd compress` in a clone of it; "
+            "prune, distill, evaluate and generate run anywhere."
+        )
+    return root
+
+
+def load(root: Path) -> RunConfig:
+    """The configuration in params.yaml. Raises ConfigError when it is absent, no YAML, or invalid."""
+    config = parse_config(read_params(root / "params.yaml"))
+    if config.preset not in PRESETS:
+        raise ConfigError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}. Edit params.yaml.")
+    return config
+
+
+def load_preset(name: str, root: Path | None = None) -> RunConfig:
+    """Preset `name` over the defaults of sparsekd/config.py. Raises ConfigError for an unknown name.
+
+    Read from `root`/presets when it has one, else from the checkout that this package lies in.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    own = Path(__file__).absolute().parent.parent
+    path = next((p for r in (root, own) if r and (p := r / "presets" / f"{name}.yaml").is_file()), None)
+    if path is None:
+        raise ConfigError(f"presets/{name}.yaml is not there; get it back with `git checkout presets`.")
+    values = read_params(path)
+    misplaced = sorted({"preset", *KEPT_SECTIONS} & set(values))
+    if misplaced:
+        raise ConfigError(f"{path} sets {', '.join(misplaced)}; a preset sets only how thorough a run is. Remove it.")
+    return parse_config({"preset": name, **values}, str(path))
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every setting as `{stage.key: value}`, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def differences(before: RunConfig, after: RunConfig) -> list[Change]:
+    """What differs, in the order of the file."""
+    old, new = flatten(before), flatten(after)
+    return [Change(key, old[key], new[key]) for key in old if old[key] != new[key]]
+
+
+def changes_of_file(root: Path, config: RunConfig) -> list[Change]:
+    """What params.yaml must change to say `config` in full: DVC refuses a file that lacks a setting it depends on."""
+    values = read_params(root / "params.yaml")
+    changes = []
+    for key, after in flatten(config).items():
+        section, _, name = key.rpartition(".")
+        held = (values.get(section) or {}) if section else values
+        before = held.get(name, _ABSENT)
+        if before is _ABSENT or before != after:
+            changes.append(Change(key, before, after))
+    return changes
+
+
+def changes_from_preset(config: RunConfig, root: Path | None = None) -> list[Change]:
+    """What `config` has otherwise than its preset, without the resolved revisions."""
+    changes = differences(load_preset(config.preset, root), config)
+    return [change for change in changes if change.key not in {"model.revision", "texts.revisions"}]
+
+
+def with_preset(config: RunConfig, name: str, root: Path | None = None) -> RunConfig:
+    """`config` under another preset: what is compressed and where stays."""
+    values = load_preset(name, root).model_dump()
+    kept = {section: config.model_dump()[section] for section in KEPT_SECTIONS}
+    return parse_config(values | kept)
+
+
+def lost_edits(config: RunConfig, after: RunConfig, root: Path | None = None) -> list[Change]:
+    """Settings of `config` that were changed from its preset and that `after` would overwrite with another value."""
+    edited = {change.key for change in changes_from_preset(config, root)}
+    return [change for change in differences(config, after) if change.key in edited]
+
+
+def with_settings(config: RunConfig, settings: list[str], source: str = "params.yaml") -> RunConfig:
+    """`config` with each `stage.key=value` applied, later ones winning. Raises ConfigError, naming the -S at fault."""
+    values = config.model_dump()
+    for setting in settings:
+        key, value = parse_setting(setting)
+        section, _, name = key.rpartition(".")
+        target = values[section] if section else values
+        target[name] = value
+        if key == "model.source":
+            values["model"]["revision"] = None
+        if key == "texts.sources":
+            values["texts"]["revisions"] = None
+    return parse_config(values, source)
+
+
+def with_texts(config: RunConfig, sources: list[str]) -> RunConfig:
+    """`config` with other text sources, not resolved yet."""
+    values = config.model_dump()
+    values["texts"] |= {"sources": sources, "revisions": None}
+    return parse_config(values, "your --texts options")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`stage.key=value` read by the setting's type: (key, value). Lists are comma separated, or YAML in brackets."""
+    key, equals, raw = text.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not equals or not key:
+        raise ConfigError(f"-S {text!r} is no setting; write -S stage.key=value, such as -S prune.width=0.5.")
+    annotation = field_annotation(key)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        raise ConfigError(f"{key} is a section; set one of {', '.join(f'{key}.{name}' for name in valid_keys([key]))}.")
+    if key == "preset":
+        raise ConfigError(f"preset is not set with -S; write --preset {raw}.")
+    options = get_args(annotation)
+    if NoneType in options and raw.lower() in {"", "null", "none", "~"}:
+        return key, None
+    if _is_tuple(annotation) or any(map(_is_tuple, options)):
+        return key, _parse_list(key, raw)
+    return key, raw  # pydantic reads numbers and booleans from text, by the field's type
+
+
+def _is_tuple(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple
+
+
+def _parse_list(key: str, raw: str) -> list[Any]:
+    if not raw.startswith("["):
+        return [part.strip() for part in raw.split(",") if part.strip()]
+    try:
+        return list(YAML(typ="safe", pure=True).load(raw))
+    except (YAMLError, TypeError) as error:
+        raise ConfigError(
+            f"{key} is {raw!r}, which is no YAML list ({' '.join(str(error).split())[:80]}); write {key}=a,b."
+        ) from None
+
+
+def edit_text(text: str, changes: list[Change]) -> str:
+    """`text` (YAML) with `changes` made; comments, order and everything else stay as they are."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000  # long prompts stay on their line
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.Representer = _Representer
+    document = yaml.load(text) or CommentedMap()
+    for change in changes:
+        section, _, name = change.key.rpartition(".")
+        if section and document.get(section) is None:
+            document[section] = CommentedMap()
+        _replace(document[section] if section else document, name, change.after)
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def edited_values(root: Path, changes: list[Change]) -> dict[str, Any]:
+    """What params.yaml will hold after `changes`, as nested mappings."""
+    text = edit_text((root / "params.yaml").read_text(), changes)
+    values: dict[str, Any] = YAML(typ="safe", pure=True).load(text) or {}
+    return values
+
+
+def write(root: Path, changes: list[Change]) -> None:
+    """Make `changes` in params.yaml, atomically. The caller has validated them."""
+    if not changes:
+        return
+    path = root / "params.yaml"
+    partial = path.with_name("params.yaml.partial")
+    partial.write_text(edit_text(path.read_text(), changes))
+    os.replace(partial, path)
+
+
+class _Representer(RoundTripRepresenter):
+    """ruamel's, but a null is written out."""
+
+
+_Representer.add_representer(
+    NoneType, lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def _replace(target: CommentedMap, name: str, value: Any) -> None:
+    """Set target[name]; a list keeps its layout and the comments that ruamel hangs on its last item."""
+    if not isinstance(value, (list, tuple)):
+        target[name] = _scalar(value)
+        return
+    old = target.get(name)
+    new = CommentedSeq(_scalar(item) for item in value)
+    if not value or (old.fa.flow_style() if isinstance(old, CommentedSeq) else True):
+        new.fa.set_flow_style()
+    following = _comment_after(old)
+    target[name] = new
+    if following is not None and value and not new.fa.flow_style():
+        new.ca.items[len(new) - 1] = [following, None, None, None]
+    elif following is not None:
+        target.ca.items[name] = [None, None, following, None]
+
+
+def _comment_after(sequence: Any) -> CommentToken | None:
+    """The comment lines below a block list, which ruamel keeps on its last item together with that item's own."""
+    items = sequence.ca.items.get(len(sequence) - 1) if isinstance(sequence, CommentedSeq) else None
+    if not items or items[0] is None:
+        return None
+    token = items[0]
+    below = token.value.partition("\n")[2]
+    return CommentToken("\n" + below, token.start_mark, None) if below else None
+
+
+def _scalar(value: Any) -> Any:
+    """`value` so that every reader sees the same: DVC's (libyaml) and PyYAML differ from ours on `on` and `hf:a/b`."""
+    if isinstance(value, str) and (not _PLAIN.fullmatch(value) or value.lower() in _SWITCHES):
+        return DoubleQuotedScalarString(value)
+    return plain(value)

@@ -1,0 +1,127 @@
+"""Prefect's and MLflow's servers as children under the guard, on 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsekd.errors import ConfigError, ResourceError
+from tasks.environment import python, settings
+from tasks.groups import Group, start_group
+from tasks.state import log_path, read_json, write_json
+
+HOST = "127.0.0.1"
+_READY_SECONDS = 120.0
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: where it answers, and its process group."""
+
+    name: str
+    url: str
+    group: Group
+    log: Path
+
+    def wait_until_ready(self, path: str) -> None:
+        """Return once `url + path` answers. Raises ResourceError with the server's last lines when it never does."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not answers(self.url + path):
+            if not self.group.running() or time.monotonic() > deadline:
+                last = " ".join(self.log.read_text(errors="replace").split()[-60:])
+                raise ResourceError(f"The {self.name} server did not start; the end of {self.log}: {last}")
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """Let it stop by itself for some seconds, then end what is left."""
+        self.group.end(_GRACE_SECONDS)
+
+
+def start_prefect(root: Path, port: int, ui: bool) -> Server:
+    """Prefect's API, with its pages if `ui`; state in PREFECT_HOME inside the checkout."""
+    url = f"http://{HOST}:{port}"
+    command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    extra = {"PREFECT_SERVER_UI_API_URL": f"{url}/api", "PREFECT_API_URL": f"{url}/api"}
+    return _start(root, "prefect", url, [*command, "--ui" if ui else "--no-ui"], extra)
+
+
+def start_mlflow(root: Path, port: int) -> Server:
+    """MLflow's pages over mlflow/mlflow.db, with the settings in mlflow/server.env."""
+    from tasks.tracking.store import create_database
+
+    create_database(root)
+    command = ["-m", "mlflow", "--env-file", "mlflow/server.env", "server"]
+    return _start(root, "mlflow", f"http://{HOST}:{port}", command, {"MLFLOW_HOST": HOST, "MLFLOW_PORT": str(port)})
+
+
+def _start(root: Path, name: str, url: str, arguments: list[str], extra: dict[str, str]) -> Server:
+    log = log_path(root, f"{name}-server")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**settings(root), **os.environ, "PATH": _path(), "PYTHONUNBUFFERED": "1", **extra}
+    with log.open("wb") as output:
+        group = start_group([python(), *arguments], root=root, name=f"{name} server", env=environment, output=output)
+    return Server(name, url, group, log)
+
+
+def _path() -> str:
+    return os.pathsep.join([str(Path(python()).parent), os.environ.get("PATH", os.defpath)])
+
+
+def require_free(port: int, what: str, option: str) -> None:
+    """Raise ConfigError when `port` is in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OverflowError:
+            raise ConfigError(f"{option} is {port}; a port lies in 1 to 65535.") from None
+        except OSError as error:
+            raise ConfigError(
+                f"Port {port} on {HOST} cannot be had for {what} ({error.strerror}); stop what uses it, or choose "
+                f"another with {option}."
+            ) from None
+
+
+def free_port() -> int:
+    """A port that nothing uses right now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` succeeds; no proxy is asked, it is on this machine or named by the user."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError, urllib.error.URLError, ValueError), opener.open(url, timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def served_path(root: Path) -> Path:
+    """`.sparsekd/serve.json`: where a running `sparsekd serve` answers."""
+    return root / ".sparsekd" / "serve.json"
+
+
+def served_api(root: Path) -> str | None:
+    """The API address of a `sparsekd serve` that runs in this checkout, or None."""
+    values = read_json(served_path(root))
+    url = values.get("prefect") if isinstance(values, dict) else None
+    return f"{url}/api" if isinstance(url, str) and answers(f"{url}/api/health") else None
+
+
+@contextlib.contextmanager
+def announced(root: Path, prefect: Server, mlflow: Server) -> Iterator[None]:
+    """Tell other commands in this checkout where the servers are, as long as they run."""
+    write_json(served_path(root), {"pid": os.getpid(), "prefect": prefect.url, "mlflow": mlflow.url})
+    try:
+        yield
+    finally:
+        served_path(root).unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""Which stages a run would compute, without importing DVC: it is asked in a process of its own (1 s)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from sparsekd.errors import ConfigError, StageError
+from tasks.environment import settings
+from tasks.graph import StageSpec, downstream_closure, read_graph
+from tasks.process import select
+from tasks.tracking.pending import marker_path
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """What is out of date: stages with their own reason, and all that follow from them."""
+
+    reasons: dict[str, str]
+    stages: tuple[str, ...]
+    untracked: bool = False
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not self.stages and not self.untracked
+
+
+def staleness(root: Path, values: dict[str, Any]) -> Staleness:
+    """What `dvc repro` would visit if params.yaml held `values`, whatever it holds now.
+
+    Parameters are compared with dvc.lock here, everything else is what `dvc status` says. An output that is gone from
+    the disk is stale too. `untracked` says that a finished run still waits to be logged to MLflow.
+    """
+    graph = read_graph(root)
+    status, locked = _dvc_status(root), _locked_params(root)
+    reasons: dict[str, str] = {}
+    for name, spec in graph.items():
+        missing = next((out for out in spec.outs if not (root / out).exists()), None)
+        reason = (
+            "it has not run yet"
+            if name not in locked
+            else _changed_params(spec, values, locked[name])
+            or _describe(status.get(name, []))
+            or (f"{missing} is not there" if missing else "")
+        )
+        if reason:
+            reasons[name] = reason
+    stale = downstream_closure(set(reasons), graph)
+    ordered = tuple(name for name in graph if name in stale)
+    return Staleness(reasons, ordered, marker_path(root).exists())
+
+
+def _dvc_status(root: Path) -> dict[str, Any]:
+    if not (root / ".dvc").is_dir():
+        raise ConfigError(f"{root} has no .dvc directory; get it back with `git checkout .dvc`, or run `dvc init`.")
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    done = subprocess.run(
+        command, cwd=root, env={**settings(root), **os.environ}, capture_output=True, text=True, check=False
+    )
+    try:
+        status: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        fault = " ".join((done.stderr or done.stdout).removeprefix("ERROR: ").split())
+        raise StageError(f"`dvc status` failed in {root}: {fault[:400]}") from None
+    return status
+
+
+def _describe(entry: list[Any]) -> str:
+    """The first reason of a stage in `dvc status --json`, but for its parameters; empty when there is no other."""
+    for part in entry:
+        if part == "changed command":
+            return "its command changed"
+        for kind, items in part.items() if isinstance(part, dict) else ():
+            for path, state in items.items():
+                if not path.endswith("params.yaml"):
+                    role = "output" if kind == "changed outs" else "input"
+                    return f"{role} {path} is {state}" if isinstance(state, str) else f"{role} {path} changed"
+    return ""
+
+
+def _locked_params(root: Path) -> dict[str, dict[str, Any]]:
+    """Parameters of each stage as dvc.lock recorded them, `{stage: {dotted key: value}}`."""
+    try:
+        lock = YAML(typ="safe").load((root / "dvc.lock").read_text()) or {}
+        return {
+            name: next(iter(entry.get("params", {}).values()), {}) for name, entry in lock.get("stages", {}).items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (YAMLError, AttributeError):
+        return {}  # cut off in the middle: every stage is visited, and tasks/repair.py mends it
+
+
+def _changed_params(spec: StageSpec, values: dict[str, Any], locked: dict[str, Any]) -> str:
+    changed = [key for key, value in select(values, spec.params).items() if locked.get(key) != value]
+    return f"parameters changed: {', '.join(changed)}" if changed else ""

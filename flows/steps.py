@@ -1,0 +1,126 @@
+"""Single steps of the command line on any checkpoint: the library's Python interface with progress and results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import params, preflight
+from flows.display import StepProgress
+from sparsekd.config import Model, RunConfig
+from sparsekd.errors import ConfigError
+from sparsekd.evaluation.packaged_tasks import check_tasks
+from sparsekd.runtime import prepare_process
+from sparsekd.sources import model_config, resolve_text
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all steps take: a preset, settings over it, a device."""
+
+    preset: str = "default"
+    settings: list[str] | None = None
+    device: str | None = None
+
+    def config(self, **values: Any) -> RunConfig:
+        """The configuration they describe, with `values` ("prune__width" for prune.width) over the preset.
+
+        The process is prepared for it, so this comes before torch is imported.
+        """
+        options = [f"{key.replace('__', '.')}={value}" for key, value in values.items() if value is not None]
+        if self.device is not None:
+            options.append(f"runtime.device={self.device}")
+        config = params.with_settings(params.load_preset(self.preset), options, "your command line")
+        config = params.with_settings(config, self.settings or [], "your -S options")
+        prepare_process(config.runtime)
+        return config
+
+
+def prune(model: str, out: Path, width: float | None, texts: list[str] | None, options: Options) -> None:
+    """`sparsekd prune`."""
+    _check_out(out)
+    config = options.config(prune__width=width)
+    _check_sources(config, [model], texts)
+    made_of = config.model_copy(update={"model": Model(source=model)})
+    preflight.check_model(made_of, model_config(model))
+    with _working("prune") as progress:
+        from sparsekd import api
+
+        result = api.prune(model, out, width=config.prune.width, texts=texts, config=config, progress=progress)
+    _report(result, out)
+
+
+def distill(model: str, teacher: str, out: Path, texts: list[str] | None, options: Options) -> None:
+    """`sparsekd distill`."""
+    _check_out(out)
+    config = options.config()
+    _check_sources(config, [model, teacher], texts)
+    with _working("distill") as progress:
+        from sparsekd import api
+
+        result = api.distill(model, teacher, out, texts=texts, config=config, progress=progress)
+    _report(result, out)
+
+
+def evaluate(model: str, dense: str | None, out: Path | None, texts: list[str] | None, options: Options) -> None:
+    """`sparsekd evaluate`."""
+    if out is not None:
+        _check_out(out)
+    config = options.config()
+    _check_sources(config, [model] if dense is None else [model, dense], texts)
+    check_tasks(config.evaluate.tasks, config.evaluate.include_path)
+    with _working("evaluate") as progress:
+        from sparsekd import api
+
+        result = api.evaluate(model, out, dense, texts=texts, config=config, progress=progress)
+    _report(result, out)
+
+
+def generate(directory: str, prompt: str, max_new_tokens: int) -> None:
+    """`sparsekd generate`."""
+    config = RunConfig()
+    preflight.check_layout(directory, model_config(directory))
+    prepare_process(config.runtime)
+    with _working("generate"):
+        from sparsekd import api
+
+        answer = api.generate(directory, prompt, max_new_tokens)
+    print(answer)
+
+
+@contextlib.contextmanager
+def _working(name: str) -> Iterator[StepProgress]:
+    """Progress for the block; what libraries print goes to stderr, so that stdout holds the result alone."""
+    with StepProgress(name) as progress, contextlib.redirect_stdout(sys.stderr):
+        yield progress
+
+
+def _check_sources(config: RunConfig, models: list[str], texts: list[str] | None) -> None:
+    """What the disk tells about models, texts and device before anything loads."""
+    for source in models:
+        values = model_config(source)
+        preflight.check_layout(source, values)
+        lengths = {"calibrate.sequence_length": config.calibrate.sequence_length}
+        preflight.check_lengths(source, values, lengths)
+    for source in texts or config.texts.sources:
+        resolve_text(source, None, config.texts.column)
+    preflight.check_device(config)
+
+
+def _check_out(out: Path) -> None:
+    """Raise ConfigError unless `out` is new or empty: nothing of anybody's is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out is {out}, which is there and not empty; name a new directory, or remove it first.")
+
+
+def _report(result: Any, out: Path | None) -> None:
+    """The figures as JSON on stdout, so that scripts can read them; where the files are on stderr."""
+    values = result.model_dump(mode="json") if hasattr(result, "model_dump") else result
+    print(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+    if out is not None:
+        print(f"written to {out}", file=sys.stderr)

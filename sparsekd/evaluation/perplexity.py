@@ -1,0 +1,152 @@
+"""Perplexity and agreement with the dense model, in one pass over the test sequences.
+
+Agreement comes from the teacher cache: the dense model's logits are rebuilt from its final hidden states chunk by
+chunk, so neither its body nor a (tokens × vocab) tensor of the whole set is ever in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsekd.calibration.packing import NOT_SCORED, Packed
+from sparsekd.distillation.losses import cross_entropy, kl_divergence
+from sparsekd.distillation.teacher import TeacherCache
+from sparsekd.evaluation.intervals import Interval, ratio_interval
+from sparsekd.models import final_hidden, lm_head
+from sparsekd.progress import Progress, silent
+
+CHUNK = 512  # tokens whose logits stand at once; under 256 the LM head's matmul is slower
+BLOCK = 64  # tokens of float32 softmax at once on the CPU: this still fits its cache, 512 take ten times as long
+
+
+class TokenScores(NamedTuple):
+    """Of each scored token: −log q(token), KL(dense ‖ model) in nats, and whether both rank the same token first.
+
+    `kl` and `top1` are zeros where there is no teacher.
+    """
+
+    nll: Float[Tensor, " tokens"]
+    kl: Float[Tensor, " tokens"]
+    top1: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """Sums over the scored tokens of each document (or, where there is only one, of each sequence)."""
+
+    tokens: Float[ndarray, " documents"]
+    nll: Float[ndarray, " documents"]
+    kl: Float[ndarray, " documents"] | None
+    top1: Float[ndarray, " documents"] | None
+
+    def perplexity(self, seed: int) -> Interval:
+        """Token perplexity: exp of the mean −log q, with its interval over documents."""
+        return ratio_interval(self.nll, self.tokens, seed, math.exp)
+
+    def agreement(self, seed: int) -> dict[str, Interval] | None:
+        """Mean KL(dense ‖ model) in nats a token and share of equal first ranks; None without a teacher."""
+        if self.kl is None or self.top1 is None:
+            return None
+        return {"kl": ratio_interval(self.kl, self.tokens, seed), "top1": ratio_interval(self.top1, self.tokens, seed)}
+
+    def to_json(self) -> dict[str, list[Any]]:
+        """The sums as lists, for paired comparisons between models."""
+        record: dict[str, list[Any]] = {"tokens": self.tokens.astype(int).tolist(), "nll": self.nll.tolist()}
+        if self.kl is not None and self.top1 is not None:
+            record |= {"kl": self.kl.tolist(), "top1": self.top1.astype(int).tolist()}
+        return record
+
+
+@torch.inference_mode()
+def document_sums(
+    model: PreTrainedModel,
+    packed: Packed,
+    batch_size: int,
+    teacher: TeacherCache | None = None,
+    part: str = "",
+    progress: Progress = silent,
+    before: int = 0,
+    total: int = 0,
+) -> DocumentSums:
+    """Score every sequence of `packed` with `model`, and compare with the dense model when there is a teacher cache.
+
+    `part` names the cache's part, such as "test-wiki". `before` and `total` place this in a longer progress, in tokens.
+    Raises ArtifactError when the cache lacks the part, ValueError when no token is scored.
+    """
+    hidden_states = teacher.hidden(part) if teacher else None
+    head = lm_head(model)
+    found = []
+    for start in range(0, len(packed.input_ids), batch_size):
+        rows = slice(start, start + batch_size)
+        ids, mask = packed.input_ids[rows].to(model.device), packed.scored[rows].to(model.device)
+        hidden = final_hidden(model, ids)[:, :-1][mask]
+        dense = None if hidden_states is None else hidden_states[rows].to(model.device)[:, :-1][mask]
+        found.append(score_tokens(hidden, head, ids[:, 1:][mask], dense, teacher))
+        progress(before + min(rows.stop, len(packed.input_ids)) * ids.shape[1], total or packed.tokens, "tokens")
+    scores = [torch.cat(column).double().cpu() for column in zip(*found, strict=True)]
+    return _by_document(TokenScores(*scores), scored_units(packed), teacher is not None)
+
+
+def score_tokens(
+    hidden: Float[Tensor, "tokens hidden"],
+    head: Float[Tensor, "vocab hidden"],
+    targets: Int[Tensor, " tokens"],
+    dense_hidden: Float[Tensor, "tokens hidden"] | None = None,
+    teacher: TeacherCache | None = None,
+) -> TokenScores:
+    """Score targets from final hidden states; logits in the model's dtype, softmax in float32, chunk by chunk."""
+    parts = [_no_scores(targets[:0])]
+    for start in range(0, len(targets), CHUNK):
+        rows = slice(start, start + CHUNK)
+        logits = torch.nn.functional.linear(hidden[rows], head)
+        dense = None
+        if dense_hidden is not None and teacher is not None:
+            dense = teacher.logits(dense_hidden[rows])
+        block = BLOCK if logits.device.type == "cpu" else CHUNK
+        for first in range(0, len(logits), block):
+            inner = slice(first, first + block)
+            parts.append(_score(logits[inner].float(), targets[rows][inner], None if dense is None else dense[inner]))
+    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _score(
+    logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"], dense: Float[Tensor, "tokens vocab"] | None
+) -> TokenScores:
+    scores = _no_scores(targets)._replace(nll=cross_entropy(logits, targets))
+    if dense is None:
+        return scores
+    same = (logits.argmax(-1) == dense.argmax(-1)).float()
+    return scores._replace(kl=kl_divergence(logits, dense), top1=same)
+
+
+def _no_scores(targets: Int[Tensor, " tokens"]) -> TokenScores:
+    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+    return TokenScores(zeros, zeros, zeros)
+
+
+def scored_units(packed: Packed) -> Int[Tensor, " tokens"]:
+    """The unit of resampling for each scored token: its document; its sequence where all belong to one document."""
+    documents = packed.document[:, 1:]
+    scored = documents[packed.scored]
+    if len(scored) and bool((scored == scored[0]).all()):
+        rows = torch.arange(len(documents))[:, None].expand_as(documents)
+        return rows[documents != NOT_SCORED]
+    return scored
+
+
+def _by_document(scores: TokenScores, units: Int[Tensor, " tokens"], compared: bool) -> DocumentSums:
+    if not len(units):
+        raise ValueError("no token of these sequences is scored")
+    _, index = torch.unique(units, return_inverse=True)
+    sums = [torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add(0, index, s) for s in scores]
+    tokens = torch.bincount(index).double()
+    nll, kl, top1 = (s.numpy() for s in sums)
+    return DocumentSums(tokens.numpy(), nll, kl if compared else None, top1 if compared else None)

@@ -1,0 +1,40 @@
+"""The settings that the artifacts were made with, as text for page and card, from the artifacts' own manifests."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from sparsekd.config import RunConfig, parse_config
+from sparsekd.errors import ConfigError
+
+Settings = dict[str, dict[str, str]]
+
+
+def resolved(raw: dict[str, dict[str, Any]]) -> RunConfig | None:
+    """The whole configuration with defaults filled in; None when a setting is from another version of sparsekd."""
+    try:
+        return parse_config({section: values for section, values in raw.items() if values})
+    except ConfigError:
+        return None
+
+
+def as_text(raw: dict[str, dict[str, Any]], config: RunConfig | None) -> Settings:
+    """`{section: {key: text}}` of the sections that were recorded, with defaults where they are known."""
+    values = config.model_dump(mode="json") if config else raw
+    return {
+        section: {key: _text(value) for key, value in values[section].items() if value is not None}
+        for section in raw
+        if isinstance(values.get(section), dict) and values[section]
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    text = str(value)
+    return f"…/{PurePath(text).name}" if text.startswith("/") else text

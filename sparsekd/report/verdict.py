@@ -1,0 +1,130 @@
+"""The outcome in plain sentences. No word stronger than its interval: `faster` only where the range excludes 1."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sparsekd.report import formatting as f
+from sparsekd.report.summary import Interval, Summary, Variant
+
+ROUNDS_FOR_A_CLAIM = 5
+"""Fewer rounds whose ratios all lie on one side of 1 happen too often by luck (4 of 4: one time in eight)."""
+
+Pace = Literal["faster", "slower", "open", "unmeasured"]
+
+
+def verdict(summary: Summary) -> list[str]:
+    """A headline, then one sentence each on likeness, task scores and speed, as far as they were measured."""
+    model = summary.variants.distilled
+    return [_headline(summary), *filter(None, [_likeness(summary), _tasks(model), _speed(model)])]
+
+
+def pace(ratio: Interval | None, rounds: int) -> Pace:
+    """What a speed ratio allows one to say."""
+    if ratio is None:
+        return "unmeasured"
+    if rounds < ROUNDS_FOR_A_CLAIM or not ratio.excludes(1.0):
+        return "open"
+    return "faster" if ratio.value > 1 else "slower"
+
+
+def _headline(summary: Summary) -> str:
+    model = summary.variants.distilled
+    total = summary.reduction.total
+    size = f"{f.percent(total)} fewer parameters" if total > 0 else "No parameter removed"
+    clauses = [size, _pace_clause(model), _task_clause(model) or _perplexity_clause(model)]
+    return f.sentence(", ".join(clause for clause in clauses if clause))
+
+
+def _pace_clause(model: Variant) -> str:
+    paces = paces_of(model)
+    faster = [name for name, found in paces.items() if found == "faster"]
+    slower = [name for name, found in paces.items() if found == "slower"]
+    if faster and slower:
+        return f"faster in {faster[0]} but slower in {slower[0]}"
+    if faster or slower:
+        return f"{'faster' if faster else 'slower'} in {f.listing(faster or slower)}"
+    return "" if set(paces.values()) == {"unmeasured"} else "no speed gain shown"
+
+
+def _task_clause(model: Variant) -> str:
+    mean = model.task_mean
+    if mean is None:
+        return ""
+    if mean.difference is None:
+        return f"{f.percent(mean.recovery)} of the dense mean task score"
+    if not mean.difference.excludes(0.0):
+        return "mean task score within noise of the dense model"
+    change = f"{abs(100 * mean.difference.value):.1f} points"
+    return f"mean task score {change} {'below' if mean.difference.value < 0 else 'above'} the dense model"
+
+
+def _perplexity_clause(model: Variant) -> str:
+    ratios = [found.ratio.value for found in model.perplexity.values() if found.ratio]
+    return f"test perplexity {f.ratio(ratios[0])} the dense model's on {next(iter(model.perplexity))}" if ratios else ""
+
+
+def paces_of(model: Variant) -> dict[str, Pace]:
+    """What may be said of prefill and of decode."""
+    ratio = model.speed.ratio
+    return {
+        "prefill": pace(ratio.prefill if ratio else None, model.speed.rounds),
+        "decode": pace(ratio.decode if ratio else None, model.speed.rounds),
+    }
+
+
+def _likeness(summary: Summary) -> str:
+    model, pruned = summary.variants.distilled, summary.variants.pruned
+    ratios = {name: found.ratio.value for name, found in model.perplexity.items() if found.ratio}
+    sentences = []
+    if ratios:
+        shown = [name for name in ratios if _trained(summary, name)] or list(ratios)[:2]
+        parts = [f"{f.ratio(ratios[name])} on {name}{_before(pruned, name)}" for name in shown]
+        sentences.append(f"against the dense model, test perplexity is {f.listing(parts)}")
+    top1 = [found.top1.value for found in model.agreement.values()]
+    if top1:
+        sentences.append(f"on {f.percent(sum(top1) / len(top1))} of test tokens both rank the same next token first")
+    return f.sentence("; ".join(sentences)) if sentences else ""
+
+
+def _before(pruned: Variant, corpus: str) -> str:
+    found = pruned.perplexity.get(corpus)
+    return f" ({f.ratio(found.ratio.value)} before distillation)" if found and found.ratio else ""
+
+
+def _trained(summary: Summary, corpus: str) -> bool:
+    known = summary.corpora.get(corpus)
+    return bool(known and known.role == "calibration")
+
+
+def _tasks(model: Variant) -> str:
+    mean = model.task_mean
+    if mean is None:
+        return "No task that dense is above chance on was scored." if model.tasks else "No tasks were scored."
+    lead = f"On {f.number_of(len(mean.tasks), 'task')} it scores {f.percent(mean.value)} on average"
+    if mean.difference is None:
+        return f"{lead}, {f.percent(mean.recovery)} of dense; rows could not be paired, so no interval is known."
+    interval = f.span(mean.difference, "points")
+    between = f"{f.points(mean.difference.value)} points against the dense model (95 % interval {interval})"
+    if mean.difference.excludes(0.0):
+        return f"{lead}: {between}."
+    return f"{lead}: {between}, within the noise of these rows."
+
+
+def _speed(model: Variant) -> str:
+    ratio, rounds = model.speed.ratio, model.speed.rounds
+    if ratio is None:
+        return "Speed was not measured." if model.speed.rounds == 0 else "Speed was not compared with dense."
+    found = {name: measured for name, measured in (("prefill", ratio.prefill), ("decode", ratio.decode)) if measured}
+    if not found:
+        return "Speed was not compared with dense."
+    if rounds < ROUNDS_FOR_A_CLAIM:
+        ran = f.listing([f"{name} {f.ratio(measured.value)}" for name, measured in found.items()])
+        return f"In {f.number_of(rounds, 'round')}, too few for a claim, speed against dense was {ran}."
+    words = {"faster": "is faster", "slower": "is slower"}
+    parts = [
+        f"{name} {words.get(pace(measured, rounds), 'is not shown to be faster')} "
+        f"({f.ratio(measured.value)}, range {f.span(measured, 'ratio')})"
+        for name, measured in found.items()
+    ]
+    return f"On the benchmark's machine, over {rounds} rounds, {f.listing(parts)}."

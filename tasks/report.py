@@ -1,0 +1,19 @@
+"""Stage report: summary.json, metrics.json, pictures, an offline page and the model card from what the stages wrote."""
+
+from tasks.process import Stage, run_stage
+
+
+def report(stage: Stage) -> None:
+    """Fill data/report. The manifest keeps the verdict, so that a log can show it without opening the page."""
+    from sparsekd.report import write_report
+
+    artifacts = {path.removeprefix("data/"): artifact for path, artifact in stage.inputs.items()}
+    summary = write_report(artifacts, stage.out, stage.config.report.name)
+    stage.facts["verdict"] = summary.verdict
+    for warning in summary.warnings:
+        stage.say(f"note: {warning}")
+    stage.say(summary.verdict)
+
+
+if __name__ == "__main__":
+    run_stage(["tasks.report"], report)

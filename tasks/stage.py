@@ -1,0 +1,162 @@
+"""The one Prefect task: it runs a named stage of dvc.yaml through DVC (tasks/repro.py) and shows what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.states import Cancelled, Completed, Failed
+
+from sparsekd.errors import SparseKDError, StageError
+from tasks.graph import StageSpec
+from tasks.groups import end_recorded_groups
+from tasks.repro import StageResult, reproduce
+from tasks.state import progress_path, read_json
+
+_PROGRESS_SECONDS = 15.0
+_NETWORK = re.compile(
+    r"timed? ?out|connection|temporar|unreachable|resolve|network|\b(429|500|502|503|504)\b", re.IGNORECASE
+)
+_CACHED = {"unchanged": "nothing it depends on has changed", "restored": "restored from DVC's cache"}
+
+
+class Run:
+    """What the stages of one run share. Not a dataclass: Prefect copies those when they are a task's parameter."""
+
+    def __init__(self, root: Path, graph: dict[str, StageSpec], side_by_side: int) -> None:
+        self.root = root
+        self.graph = graph
+        self.stopping = threading.Event()
+        self.failures: dict[str, SparseKDError] = {}
+        self._free = threading.Condition()
+        self._side_by_side = side_by_side
+        self._running = 0
+        self._alone = False
+
+    @contextlib.contextmanager
+    def slot(self, alone: bool) -> Iterator[None]:
+        """One of the places for stages side by side; with `alone`, all of them (timings need the machine)."""
+        with self._free:
+            self._free.wait_for(lambda: self._ended() or self._has_place(alone))
+            self._running += 1
+            self._alone = self._alone or alone
+        try:
+            yield
+        finally:
+            with self._free:
+                self._running -= 1
+                self._alone = self._alone and not alone
+                self._free.notify_all()
+
+    def fail(self, stage: str, error: SparseKDError) -> None:
+        """Note why `stage` failed: what runs beside it may end, nothing more starts."""
+        with self._free:
+            self.failures[stage] = error
+            self._free.notify_all()
+
+    def stop(self) -> None:
+        """End every running stage now; none starts any more."""
+        self.stopping.set()
+        with self._free:
+            self._free.notify_all()
+        end_recorded_groups(self.root, self.graph)
+
+    def why_not(self) -> str | None:
+        """Why no further stage may start, or None."""
+        if self.stopping.is_set():
+            return "the run was stopped"
+        return f"stage {next(iter(self.failures))} failed" if self.failures else None
+
+    def _ended(self) -> bool:
+        return self.stopping.is_set() or bool(self.failures)
+
+    def _has_place(self, alone: bool) -> bool:
+        return self._running == 0 if alone else self._running < self._side_by_side and not self._alone
+
+
+def stage_task(spec: StageSpec) -> Any:
+    """The Prefect task for one stage: its name and text in the UI, retries only where the network is used.
+
+    No tags: for each tag Prefect asks its server for a concurrency slot, and on SQLite two tasks that ask at once make
+    one wait for 2 s.
+    """
+    fetches = spec.name.startswith("fetch")
+    return _run_stage.with_options(
+        name=spec.name,
+        task_run_name=spec.name,
+        description=spec.description,
+        retries=2 if fetches else 0,
+        retry_delay_seconds=[5, 30] if fetches else 0,
+    )
+
+
+@task(name="stage", cache_policy=NO_CACHE, persist_result=False)
+def _run_stage(name: str, run: Run) -> State[StageResult] | State[Any]:
+    spec = run.graph[name]
+    logger = get_run_logger()
+    with run.slot(spec.alone):
+        if reason := run.why_not():
+            return Cancelled(name="NotRun", message=f"Not started: {reason}.")
+        try:
+            with _progress_in_log(run.root, name, logger):
+                result = reproduce(run.root, spec, lambda line: _log(logger, line), run.stopping)
+        except SparseKDError as error:
+            if _worth_retrying(error) and not run.stopping.is_set():
+                raise
+            run.fail(name, error)
+            return Failed(message=str(error), data=error)
+        except Exception as error:
+            run.fail(name, StageError(f"Stage {name} failed: {type(error).__name__}: {error}"))
+            raise
+    if result.outcome == "computed":
+        return Completed(message=f"Computed in {result.seconds:.0f} s.", data=result)
+    return Completed(name="Cached", message=f"Not computed: {_CACHED[result.outcome]}.", data=result)
+
+
+def _worth_retrying(error: SparseKDError) -> bool:
+    """Whether attempts are left (only stages that fetch have any) and the network may be to blame."""
+    context = TaskRunContext.get()
+    assert context is not None
+    return context.task_run.run_count <= context.task.retries and bool(_NETWORK.search(str(error)))
+
+
+def _log(logger: Any, line: str) -> None:
+    level = logging.WARNING if line.startswith("warning:") else logging.ERROR if line.startswith("error:") else 20
+    logger.log(level, line)
+
+
+@contextlib.contextmanager
+def _progress_in_log(root: Path, stage: str, logger: Any) -> Iterator[None]:
+    """Put the stage's progress in the run's log now and then: who watches in a browser has no live bar."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = None
+        while not ended.wait(_PROGRESS_SECONDS):
+            report = read_json(progress_path(root, stage))
+            if isinstance(report, dict) and report != shown:
+                shown = report
+                logger.info(_describe(report))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _describe(report: dict[str, Any]) -> str:
+    figures = {key: value for key, value in report.items() if key not in {"stage", "done", "total", "unit"}}
+    text = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+    return f"{report['done']:,.0f} of {report['total']:,.0f} {report['unit']}{text}"

@@ -1,0 +1,121 @@
+"""The page in a real browser: offline, wide and narrow, light and dark."""
+
+import json
+import shutil
+
+import pytest
+
+from sparsekd.report import write_report
+from tests.made_up_run import MadeUpRun
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--no-proxy-server",
+        "--disable-background-networking",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    out = root / "out"
+    out.mkdir()
+    write_report(MadeUpRun(root / "data").write(), out)
+    alone = root / "sent to a colleague"  # the file alone must do
+    alone.mkdir()
+    return (out / "index.html").rename(alone / "index.html").as_uri()
+
+
+def show(browser, page, width=1280, scheme="light"):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(page)
+
+
+def test_opens_offline_without_errors_or_requests(browser, page):
+    browser.get_log("performance")
+    browser.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    show(browser, page)
+    assert browser.title == "SmolLM2-135M-Instruct-width-0.75: what was kept"
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert page in urls  # the log does record requests
+    assert [url for url in urls if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390, 320])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_sticks_out_and_every_picture_shows(browser, page, width, scheme):
+    show(browser, page, width, scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    wide, there = browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= there
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect())"
+        ".map(b => [b.left, b.right, b.width, b.height])"
+    )
+    assert len(boxes) == 7
+    assert all(left >= 0 and right <= there and w > 250 and h > 80 for left, right, w, h in boxes)
+
+
+def test_the_main_table_fits_a_phone(browser, page):
+    show(browser, page, 390)
+    table, room = browser.execute_script(
+        "const t = document.querySelector('table.main'); return [t.scrollWidth, t.parentElement.clientWidth]"
+    )
+    assert table <= room
+
+
+def test_pictures_follow_the_dark_theme(browser, page):
+    def colours():
+        return browser.execute_script(
+            "return [getComputedStyle(document.body).backgroundColor,"
+            " getComputedStyle(document.querySelector('svg text')).fill]"
+        )
+
+    show(browser, page, scheme="light")
+    light = colours()
+    show(browser, page, scheme="dark")
+    dark = colours()
+    assert light[0] == "rgb(255, 255, 255)"
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+
+
+def test_text_in_pictures_is_legible_on_a_phone(browser, page):
+    show(browser, page, 390)
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('svg')].map(s => {"
+        " const scale = s.getBoundingClientRect().width / s.viewBox.baseVal.width;"
+        " const sizes = [...s.querySelectorAll('text')].map(t => parseFloat(getComputedStyle(t).fontSize));"
+        " return Math.min(...sizes) * scale})"
+    )
+    assert min(sizes) >= 9.5

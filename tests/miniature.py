@@ -1,0 +1,220 @@
+"""A checkout in miniature: four trivial stages that behave as a test tells them, under real git and real DVC.
+
+    calibrate → teacher, prune → distill
+
+Each stage runs through tasks/process.py like a real one. A file `control/<action>-<stage>` changes what it does:
+`hold` makes it wait until the file is gone, `fail` an error that the user can mend, `crash` an exception,
+`edit` an edit of params.yaml after the stage's own check. `control/ran-<stage>` counts its runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tasks.graph import StageSpec, read_graph
+
+STAGES = ("calibrate", "teacher", "prune", "distill")
+CHECKOUT = Path(__file__).parent.parent
+
+_DVC_YAML = """\
+stages:
+  calibrate:
+    cmd: python -m mini.work calibrate
+    params: [calibrate]
+    deps: [mini/work.py]
+    outs: [data/calibration]
+  teacher:
+    cmd: python -m mini.work teacher
+    params: [teacher]
+    deps: [mini/work.py, data/calibration]
+    outs: [data/teacher]
+  prune:
+    cmd: python -m mini.work prune
+    params: [prune]
+    deps: [mini/work.py, data/calibration]
+    outs: [data/pruned]
+  distill:
+    cmd: python -m mini.work distill
+    params: [distill]
+    deps: [mini/work.py, data/pruned, data/teacher]
+    outs: [data/distilled]
+"""
+
+_WORK = """\
+import sys, time
+from pathlib import Path
+from sparsekd.errors import TrainingError
+from tasks.process import Stage, run_stage
+
+def work(stage: Stage) -> None:
+    name, control = stage.spec.name, Path("control")
+    with (control / f"ran-{name}").open("a") as ran:
+        ran.write("x")
+    stage.say(f"{name} at work")
+    (stage.out / "value.txt").write_text(f"{name} {stage.config.prune.width} {stage.config.distill.alpha}\\n")
+    stage.progress(1, 2, "steps", loss=2.5)
+    while (control / f"hold-{name}").exists():
+        (control / f"held-{name}").touch()
+        time.sleep(0.02)
+    if (control / f"fail-{name}").exists():
+        raise TrainingError("distill.learning_rate is 9; the loss is NaN at step 3. Lower it.")
+    if (control / f"crash-{name}").exists():
+        raise RuntimeError("the bug")
+    stage.progress(2, 2, "steps", loss=2.25)
+
+try:
+    run_stage(["mini.work", sys.argv[1]], work)
+except SystemExit as ended:
+    mark = Path(f"control/edit-{sys.argv[1]}")
+    if not ended.code and mark.exists():  # the moment between the stage's own check and DVC's hashing
+        params = Path("params.yaml")
+        params.write_text(params.read_text().replace("width: 0.75", mark.read_text()))
+    raise
+"""
+
+_PARAMS = """\
+# kept comment
+calibrate: {tokens: 4096, sequence_length: 64}
+teacher:
+  batch_size: 4
+prune:
+  width: 0.75  # of intermediate_size
+  statistics_tokens: 1024
+distill:
+  alpha: 0.5
+"""
+
+
+@dataclass
+class Miniature:
+    """One such checkout."""
+
+    root: Path
+
+    @property
+    def graph(self) -> dict[str, StageSpec]:
+        return read_graph(self.root)
+
+    def control(self, action: str, stage: str, text: str = "") -> Path:
+        """Tell a stage what to do; unlink the file that is returned to end it."""
+        path = self.root / "control" / f"{action}-{stage}"
+        path.write_text(text)
+        return path
+
+    def runs(self, stage: str) -> int:
+        """How many times the stage's command has run."""
+        path = self.root / "control" / f"ran-{stage}"
+        return len(path.read_text()) if path.exists() else 0
+
+    def edit(self, old: str, new: str) -> None:
+        """Edit params.yaml as a person would."""
+        path = self.root / "params.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def lock(self, stage: str) -> dict[str, object]:
+        """The stage's entry in dvc.lock, {} without one."""
+        path = self.root / "dvc.lock"
+        return yaml.safe_load(path.read_text())["stages"].get(stage, {}) if path.exists() else {}
+
+    def value(self, out: str) -> str:
+        return (self.root / "data" / out / "value.txt").read_text()
+
+    def held(self, stage: str) -> None:
+        """Wait until the stage has reached its `hold`."""
+        wait_until(lambda: (self.root / "control" / f"held-{stage}").exists(), f"{stage} to be held")
+
+    def processes(self) -> list[str]:
+        """Command lines of all processes that work in this checkout, but for this one."""
+        return processes_in(self.root)
+
+
+def make_miniature(path: Path) -> Miniature:
+    """A fresh checkout at `path`, with git and DVC but nothing computed."""
+    (path / "mini").mkdir(parents=True)
+    (path / "control").mkdir()
+    (path / "dvc.yaml").write_text(_DVC_YAML)
+    (path / "params.yaml").write_text(_PARAMS)
+    (path / "mini" / "work.py").write_text(_WORK)
+    (path / "mini" / "__init__.py").touch()
+    shutil.copytree(CHECKOUT / "presets", path / "presets")
+    (path / ".gitignore").write_text("/.sparsekd/\n/.prefect/\n/control/\n/mlflow/*\n__pycache__/\n*.partial/\n")
+    (path / "mlflow").mkdir()
+    shutil.copy(CHECKOUT / "mlflow" / "server.env", path / "mlflow")
+    quietly = {"check": True, "cwd": path, "stdout": subprocess.DEVNULL}
+    subprocess.run(["git", "init", "-q", "."], **quietly)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], **quietly)
+    (path / ".dvcignore").write_text("__pycache__\n*.partial\n*.old\n")
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "add", "."], **quietly)
+    subprocess.run(["git", *identity, "commit", "-q", "-m", "miniature"], **quietly)
+    return Miniature(path)
+
+
+@contextlib.contextmanager
+def started(miniature: Miniature, program: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python `program` at work in the checkout, in a session of its own; its output is in `.stdout`.
+
+    What is left of it at the end is killed.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SPARSEKD_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=miniature.root,
+        env=clean | {"PATH": path} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.stdout is not None and not process.stdout.closed:
+            process.communicate()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9 of one process, as the kernel does it when memory runs out."""
+    process.kill()
+    process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Poll `condition`; AssertionError naming `what` when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+def processes_in(root: Path) -> list[str]:
+    """Command lines of the processes whose working directory is in `root`, but for this one. Zombies do not count."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            where = Path(os.readlink(entry / "cwd"))
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if command and where.is_relative_to(root):
+            found.append(command)
+    return found

@@ -1,0 +1,132 @@
+"""Documents are split by their text, packed, and checked for overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from sparsekd.calibration.build import build_calibration
+from sparsekd.calibration.chat import chat_prompts
+from sparsekd.calibration.corpora import Corpus
+from sparsekd.calibration.packing import NOT_SCORED, CalibrationSet, Packed, interleave, pack, pad
+from sparsekd.calibration.split import benchmark_overlap, refuse_overlap, split_documents
+from sparsekd.config import Calibrate
+from sparsekd.errors import SourceError
+from sparsekd.models import load_model
+from tests.conftest import make_documents
+
+SMALL = Calibrate(
+    tokens=1024, sequence_length=64, held_out_tokens=128, held_out_share=0.2, minimum_characters=10, chat_prompts=3,
+    chat_tokens=5,
+)  # fmt: skip
+
+
+def corpora() -> list[Corpus]:
+    return [
+        Corpus("wiki", "calibration", list(make_documents(60, seed=1))),
+        Corpus("c4", "calibration", list(make_documents(60, seed=2))),
+        Corpus("stories", "held_out", list(make_documents(20, seed=3))),
+    ]
+
+
+def test_a_calibration_set_holds_what_was_asked_for(
+    tokenizer: PreTrainedTokenizerFast, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    built = build_calibration(corpora(), tokenizer, SMALL, model=load_model(tiny_llama_dir))
+    data = built.data
+    assert data.calibration.input_ids.shape == (16, 64)
+    assert {name: packed.tokens for name, packed in data.validation.items()} == dict.fromkeys(
+        ("wiki", "c4", "stories"), 128
+    )
+    assert set(data.test) == {"wiki", "c4", "stories", "chat"}
+    assert built.facts["trained_on"] == ["wiki", "c4"]
+    data.save(tmp_path)
+    again = CalibrationSet.load(tmp_path)
+    assert {name: packed.tokens for name, packed in again.parts().items()} == built.facts["tokens"]
+    assert torch.equal(again.test["chat"].document, data.test["chat"].document)
+
+
+def test_no_document_is_in_two_parts_and_every_beginning_is_mixed(tokenizer: PreTrainedTokenizerFast) -> None:
+    data = build_calibration(corpora(), tokenizer, SMALL).data
+    text = tokenizer.decode(data.calibration.input_ids.flatten().tolist())
+    for part in (data.validation, data.test):
+        for packed in part.values():
+            held_out = tokenizer.decode(packed.input_ids[0].tolist())
+            assert held_out[:80] not in text
+    first, second = data.calibration.document[0], data.calibration.document[1]
+    assert int(first.max()) < int(second.min()), "sequences of two corpora alternate, with documents of their own"
+
+
+def test_the_split_depends_on_the_text_alone() -> None:
+    documents = make_documents(200, seed=4)
+    one = split_documents(documents, "calibration", 0.1, seed=0)
+    other = split_documents(list(reversed(documents)) + documents[:50], "calibration", 0.1, seed=0)
+    assert one == other
+    assert sorted(one.calibration + one.validation + one.test) == sorted(documents)
+    assert 5 < len(one.test) < 40
+    held_out = split_documents(documents, "held_out", 0.1, seed=0)
+    assert not held_out.calibration
+
+
+def test_a_document_in_two_parts_is_refused() -> None:
+    documents = make_documents(40, seed=5)
+    splits = {
+        "mine": split_documents(documents, "calibration", 0.1, 0),
+        "stories": split_documents([text.upper() for text in documents], "held_out", 0.1, 0),
+    }
+    with pytest.raises(SourceError, match=r"stands both in calibration \(mine\) and in (test|validation) \(stories\)"):
+        refuse_overlap(splits)
+
+
+def test_benchmark_rows_that_share_thirteen_words_are_counted() -> None:
+    text = " ".join(f"word{n}" for n in range(30))
+    rows = {"shared": ["x " + " ".join(f"Word{n}," for n in range(5, 18))], "apart": [text.replace("word1", "other")]}
+    assert benchmark_overlap([text], rows) == {"shared": 1, "apart": 0}
+    assert benchmark_overlap([text], {"short": [" ".join(f"word{n}" for n in range(12))]}) == {"short": 0}
+
+
+def test_a_corpus_that_is_too_short_says_how_much_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(SourceError, match=r"Corpus wiki is too short: its calibration part fills \d+ sequences of 64"):
+        build_calibration([Corpus("wiki", "calibration", list(make_documents(5, 1)))], tokenizer, SMALL)
+
+
+def test_messages_are_rendered_through_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    chats = [[{"role": "user", "content": text}] for text in make_documents(60, seed=6)]
+    data = build_calibration([Corpus("chats", "calibration", list(chats))], tokenizer, SMALL).data
+    assert "<|user|>" in tokenizer.decode(data.calibration.input_ids.flatten().tolist())
+
+
+def test_packing_keeps_every_token_in_order_and_drops_the_unfilled_window() -> None:
+    packed = pack([[1, 2, 3], [4, 5], [6, 7, 8, 9]], length=4, tokens=100)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert packed.document.tolist() == [[0, 0, 0, 1], [1, 2, 2, 2]]
+    assert packed.scored.all()
+
+
+def test_interleaved_parts_keep_what_one_has_left() -> None:
+    long, short = pack([[1] * 6], 2, 6), pack([[2] * 2], 2, 2)
+    both = interleave([long, short])
+    assert both.input_ids[:, 0].tolist() == [1, 2, 1, 1]
+    assert both.document[:, 0].tolist() == [0, 1, 0, 0]
+
+
+def test_padding_and_prompts_are_never_scored() -> None:
+    packed = pad([([1, 2, 3, 4], 2), ([5, 6], 1)], padding=0)
+    assert packed.document.tolist() == [[NOT_SCORED, NOT_SCORED, 0, 0], [NOT_SCORED, 1, NOT_SCORED, NOT_SCORED]]
+    assert packed.scored.tolist() == [[False, True, True], [True, False, False]]
+
+
+def test_there_are_sixty_four_distinct_prompts() -> None:
+    assert len(set(chat_prompts(64))) == 64
+
+
+def test_packed_round_trip(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    packed = pad([([1, 2, 3, 4], 2), ([5, 6], 1)], padding=0)
+    packed.save(tmp_path / "x.safetensors")
+    again = Packed.load(tmp_path / "x.safetensors")
+    assert torch.equal(again.input_ids, packed.input_ids)
+    assert torch.equal(again.document, packed.document)

@@ -1,0 +1,95 @@
+"""Estimates: right about sizes, monotone in work, and corrected by what earlier runs took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows import estimate as module
+from flows import params
+from flows.estimate import compressed, estimate, predicted_seconds, remember_timings
+from sparsekd.config import RunConfig
+from sparsekd.sources import model_config
+from tasks.graph import read_graph
+from tasks.state import StageState, read_json
+
+CHECKOUT = Path(__file__).parents[3]
+DENSE = model_config("smollm2-135m-instruct-q4_1")
+
+
+def test_the_compressed_default_model_and_its_four_reductions() -> None:
+    made = compressed(RunConfig(), DENSE)
+    assert (made.old_width, made.new_width) == (1536, 1152)
+    assert made.dense_bytes == 2 * 134_515_008
+    assert made.reduction["width"] == made.reduction["ffn"] == 0.25
+    assert 0.147 < made.reduction["total"] < 0.149
+    assert made.reduction["total"] < made.reduction["non_embedding"] < made.reduction["ffn"]
+    identity = compressed(params.with_settings(RunConfig(), ["prune.width=1"]), DENSE)
+    assert set(identity.reduction.values()) == {0.0}
+
+
+def test_every_stage_of_dvc_yaml_has_an_estimate() -> None:
+    known = predicted_seconds(RunConfig(), DENSE, compressed(RunConfig(), DENSE), 4e11)
+    assert {name.partition("@")[0] for name in read_graph(CHECKOUT)} == set(known)
+
+
+def test_presets_are_ordered_and_within_what_is_promised() -> None:
+    stages = list(read_graph(CHECKOUT))
+    totals = {}
+    for name in params.PRESETS:
+        config = params.load_preset(name)
+        seconds = predicted_seconds(config, DENSE, compressed(config, DENSE), 4e11)
+        totals[name] = sum(seconds[stage.partition("@")[0]] for stage in stages)
+    assert totals["smoke"] < totals["default"] < totals["quality"]
+    assert totals["default"] < 40 * 60
+
+
+def test_more_tokens_rows_and_rounds_take_longer(tmp_path: Path) -> None:
+    def seconds(stage: str, *settings: str) -> float:
+        config = params.with_settings(RunConfig(), list(settings))
+        return estimate(tmp_path, config, DENSE, [stage], measure=False).seconds[stage]
+
+    assert seconds("distill", "distill.epochs=2") > 1.5 * seconds("distill")
+    assert seconds("evaluate@dense", "evaluate.rows=400") > seconds("evaluate@dense")
+    assert seconds("benchmark", "benchmark.rounds=20") > seconds("benchmark")
+    assert seconds("prune", "prune.statistics_tokens=1024") < seconds("prune")
+
+
+def test_only_what_runs_counts(tmp_path: Path) -> None:
+    all_of_it = estimate(tmp_path, RunConfig(), DENSE, list(read_graph(CHECKOUT)), measure=False)
+    report = estimate(tmp_path, RunConfig(), DENSE, ["report"], measure=False)
+    assert set(report.seconds) == {"report"}
+    assert report.disk < all_of_it.disk
+    assert 1e9 < all_of_it.memory < 6e9
+
+
+def test_earlier_runs_correct_the_estimate(tmp_path: Path) -> None:
+    before = estimate(tmp_path, RunConfig(), DENSE, ["distill", "prune"], measure=False)
+    StageState("distill", "done", 0.0, 1.0, seconds=3 * before.seconds["distill"]).write(tmp_path)
+    StageState("prune", "cached", 0.0, 1.0, seconds=1.0).write(tmp_path)
+    remember_timings(tmp_path, RunConfig(), DENSE, ["distill", "prune"])
+    after = estimate(tmp_path, RunConfig(), DENSE, ["distill", "prune"], measure=False)
+    assert after.seconds["distill"] == pytest.approx(3 * before.seconds["distill"], rel=1e-3)
+    assert after.seconds["prune"] == before.seconds["prune"]
+
+
+def test_the_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    def measure(command: list[str], **kwargs: object) -> object:
+        runs.append(command)
+        return type("Done", (), {"stdout": json.dumps({"flops": 8e11, "cuda": False})})
+
+    monkeypatch.setattr(module.subprocess, "run", measure)
+    slow = estimate(tmp_path, RunConfig(), DENSE, ["distill"], measure=False).seconds["distill"]
+    fast = estimate(tmp_path, RunConfig(), DENSE, ["distill"]).seconds["distill"]
+    assert estimate(tmp_path, RunConfig(), DENSE, ["distill"]).seconds["distill"] == fast < slow
+    assert len(runs) == 1
+    assert read_json(tmp_path / ".sparsekd" / "machine.json")["flops"] == 8e11
+
+
+def test_the_measuring_program_runs(tmp_path: Path) -> None:
+    assert module.matrix_flops(tmp_path, RunConfig()) != module._ASSUMED_FLOPS
+    assert read_json(tmp_path / ".sparsekd" / "machine.json")["flops"] > 1e8

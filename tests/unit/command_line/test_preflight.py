@@ -1,0 +1,203 @@
+"""Each bad input that can be seen before a run: the sentence that is printed, and that good input passes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from flows import machine, params, preflight
+from flows.estimate import Estimate
+from sparsekd.config import RunConfig, parse_config
+from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError, SparseKDError
+
+DENSE: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "dtype": "bfloat16",
+}
+
+
+def config(**sections: Any) -> RunConfig:
+    return parse_config(sections)
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    """A directory that looks like a checkpoint to every check that loads no weights."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(DENSE | changes))
+    (path / "tokenizer.json").write_text("{}")
+    save_file({"model.embed_tokens.weight": np.zeros((4, 2), np.float32)}, path / "model.safetensors")
+    return path
+
+
+def fault(kind: type[SparseKDError], check: Any, *arguments: Any) -> str:
+    """What `check` says; one sentence or two on one line."""
+    with pytest.raises(kind) as error:
+        check(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_model_that_fits_passes() -> None:
+    preflight.check_model(config(prune={"multiple_of": 64}), DENSE)
+
+
+@pytest.mark.parametrize(
+    ("model", "sections", "kind", "said"),
+    [
+        ({"model_type": "gpt2"}, {}, ModelError, "The model's layout is 'gpt2'; supported are llama"),
+        ({"model_type": None}, {}, ModelError, "The model's layout is 'None'; supported are llama"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            {},
+            ModelError,
+            "has quantised weights (gptq); its unquantised",
+        ),
+        ({"intermediate_size": None}, {}, ModelError, "has no intermediate_size"),
+        ({}, {"prune": {"width": 0.1}}, ConfigError, "prune.width is 0.1; of 256 neurons that rounds to none"),
+        (
+            {},
+            {"prune": {"width": 300}},
+            ConfigError,
+            "prune.width is 300; the model's 256 neurons a layer are the most",
+        ),
+        (
+            {},
+            {"calibrate": {"sequence_length": 2048}},
+            ConfigError,
+            "calibrate.sequence_length is 2048; smollm2-135m-instruct-q4_1 takes at most 1024 tokens.",
+        ),
+        (
+            {},
+            {"benchmark": {"prefill_tokens": 1000, "decode_tokens": 50}},
+            ConfigError,
+            "benchmark.prefill_tokens + benchmark.decode_tokens is 1050; ",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model(
+    model: dict[str, Any], sections: dict[str, Any], kind: type[SparseKDError], said: str
+) -> None:
+    assert said in fault(kind, preflight.check_model, config(**sections), DENSE | model)
+
+
+def test_width_one_is_the_identity() -> None:
+    preflight.check_model(config(prune={"width": 1.0}), DENSE)
+
+
+def test_a_task_of_ones_own_is_found_in_include_path_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "capitals.yaml").write_text("task: capitals\ndataset_path: json\n")
+    evaluate = {"tasks": ["sciq", "capitals"], "include_path": "mine"}
+    preflight.check_settings(tmp_path, config(evaluate=evaluate, prune={"multiple_of": 64}), DENSE)
+    missing = config(evaluate={"tasks": ["capitals"], "include_path": "theirs"}, prune={"multiple_of": 64})
+    assert "theirs" in fault(ConfigError, preflight.check_settings, tmp_path, missing, DENSE)
+
+
+def test_a_text_that_cannot_hold_its_tokens(tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("too short " * 20)
+    wanted = config(texts={"sources": [str(text), "wiki"]})
+    said = fault(SourceError, preflight.check_texts, wanted)
+    assert "a file of 200 bytes; it cannot hold its share of 61,440 calibration tokens." in said
+    text.write_text("long enough " * 10_000)
+    preflight.check_texts(wanted)
+
+
+def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_fault", lambda: "no NVIDIA driver was found")
+    said = fault(ResourceError, preflight.check_device, config(runtime={"device": "cuda"}))
+    assert said.startswith("runtime.device is cuda, but no NVIDIA driver was found. Set it to cpu or auto")
+    preflight.check_device(RunConfig())
+
+
+def test_disk_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_disk", lambda path: 1_000_000_000)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2_000_000_000)
+    preflight.check_resources(tmp_path, RunConfig(), Estimate({}, 1_900_000_000, 900_000_000))
+    disk = fault(ResourceError, preflight.check_resources, tmp_path, RunConfig(), Estimate({}, 0, 5_000_000_000))
+    assert f"The outputs need about 5.0 GB on the disk of {tmp_path}; 1.0 GB are free." in disk
+    memory = fault(ResourceError, preflight.check_resources, tmp_path, RunConfig(), Estimate({}, 3_000_000_000, 0))
+    assert memory.startswith("The run needs about 3.0 GB of memory; 2.0 GB are free.")
+
+
+def test_no_git_and_no_dvc_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is no git repository" in fault(ConfigError, preflight.check_repository, tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert "has no .dvc directory" in fault(ConfigError, preflight.check_repository, tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    preflight.check_repository(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert "git is not installed" in fault(ConfigError, preflight.check_repository, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"model": {"source": "./nowhere"}}, "nowhere'; there is no such directory."),
+        ({"model": {"source": "smollm2"}}, "Did you mean smollm2-135m-instruct-q4_1?"),
+        ({"texts": {"sources": ["./nowhere.txt"]}}, "'nowhere.txt'; there is no such file."),
+        ({"texts": {"sources": ["table.jsonl"]}}, "body"),
+        ({"texts": {"sources": ["binary.txt"]}}, "binary"),
+        ({"texts": {"sources": ["empty.txt"]}}, "holds no text"),
+    ],
+)
+def test_a_source_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.jsonl").write_text('{"body": "some words"}\n')
+    (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0\1\2" * 100)
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert said in fault(SourceError, preflight.resolve_sources, config(**sections))
+
+
+def test_a_source_is_pinned_to_its_content_and_followed_when_that_changes(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time " * 100)
+    wanted = config(model={"source": str(model)}, texts={"sources": [str(text), "wiki"]})
+    first, resolved = preflight.resolve_sources(wanted)
+    assert resolved.label == "model"
+    assert len(first.model.revision or "") == 64
+    assert preflight.resolve_sources(first)[0] == first
+    text.write_text("another story " * 100)
+    second, _ = preflight.resolve_sources(first)
+    assert second.model == first.model
+    assert second.texts.revisions is not None
+    assert first.texts.revisions is not None
+    assert second.texts.revisions[0] != first.texts.revisions[0]
+    assert second.texts.revisions[1] == first.texts.revisions[1]
+
+
+def test_the_fetched_model_is_asked_before_its_source(tmp_path: Path) -> None:
+    fetched = tmp_path / "data" / "raw" / "model"
+    wanted = config(model={"source": "owner/not-reachable", "revision": "a" * 40})
+    checkpoint(fetched, num_hidden_layers=7)
+    (fetched / "manifest.json").write_text(json.dumps({"config": {"model": wanted.model.model_dump()}}))
+    assert preflight.dense_config(tmp_path, wanted)["num_hidden_layers"] == 7
+    local = config(model={"source": str(checkpoint(tmp_path / "other", num_hidden_layers=3))})
+    assert preflight.dense_config(tmp_path, local)["num_hidden_layers"] == 3
+
+
+def test_a_cuda_build_is_told_by_its_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.metadata, "version", lambda name: "9.9.9+cpu")
+    assert machine.cuda_fault() == "torch 9.9.9+cpu is built without CUDA"
+
+
+def test_every_preset_passes_for_the_default_model(tmp_path: Path) -> None:
+    from sparsekd.sources import model_config
+
+    for name in params.PRESETS:
+        preflight.check_settings(tmp_path, params.load_preset(name), model_config("smollm2-135m-instruct-q4_1"))
