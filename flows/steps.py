@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def generate(directory: str, prompt: str, max_new_tokens: int) -> None:
 @contextlib.contextmanager
 def _working(name: str) -> Iterator[StepProgress]:
     """Progress for the block; what libraries print goes to stderr, so that stdout holds the result alone."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # theirs would draw over it
     with StepProgress(name) as progress, contextlib.redirect_stdout(sys.stderr):
         yield progress
 

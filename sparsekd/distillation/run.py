@@ -90,7 +90,7 @@ def distill_checkpoint(
         model,
         parameters,
         HeadLoss(
-            head, curriculum.cache.head.to(device, head.dtype), config.alpha, config.temperature, _terms(compiled)
+            head, curriculum.cache.head.to(device, head.dtype), config.alpha, config.temperature, head_terms(compiled)
         ),
         curriculum.lesson(config),
         curriculum.validation_lessons(config),

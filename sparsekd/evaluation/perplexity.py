@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from sparsekd.calibration.packing import NOT_SCORED, Packed
 from sparsekd.distillation.losses import cross_entropy, kl_divergence
 from sparsekd.distillation.teacher import TeacherCache
+from sparsekd.errors import ArtifactError
 from sparsekd.evaluation.intervals import Interval, ratio_interval
 from sparsekd.models import final_hidden, lm_head
 from sparsekd.progress import Progress, silent
@@ -79,8 +80,10 @@ def document_sums(
     """Score every sequence of `packed` with `model`, and compare with the dense model when there is a teacher cache.
 
     `part` names the cache's part, such as "test-wiki". `before` and `total` place this in a longer progress, in tokens.
-    Raises ArtifactError when the cache lacks the part, ValueError when no token is scored.
+    Raises ArtifactError when the cache lacks the part or no token is scored.
     """
+    if not bool(packed.scored.any()):
+        raise ArtifactError(f"{part or 'The corpus'} has no token to score; run stage calibrate with longer texts.")
     hidden_states = teacher.hidden(part) if teacher else None
     head = lm_head(model)
     found = []
@@ -143,8 +146,6 @@ def scored_units(packed: Packed) -> Int[Tensor, " tokens"]:
 
 
 def _by_document(scores: TokenScores, units: Int[Tensor, " tokens"], compared: bool) -> DocumentSums:
-    if not len(units):
-        raise ValueError("no token of these sequences is scored")
     _, index = torch.unique(units, return_inverse=True)
     sums = [torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add(0, index, s) for s in scores]
     tokens = torch.bincount(index).double()

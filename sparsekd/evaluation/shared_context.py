@@ -27,6 +27,9 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What lm-eval asks for: the texts (its cache key), the context's tokens, the continuation's tokens."""
 
 
+_MASK_ENTRIES = 2**25  # of a batch's attention mask: 8 sequences of 2,048 tokens, 64 MiB in bfloat16
+
+
 class Group(NamedTuple):
     """Requests that have one context: their places in the list, and their continuations."""
 
@@ -65,8 +68,9 @@ class SharedContextLM(HFLM):
         """Σ log q(continuation | context) in nats, and whether greedy decoding would give the continuation."""
         answers: dict[int, tuple[float, bool]] = {}
         groups, long = self._groups(requests)
-        for start in range(0, len(groups), self.batch_size):
-            batch = groups[start : start + self.batch_size]
+        while groups:
+            size = max(1, min(self.batch_size, _MASK_ENTRIES // groups[0].length ** 2))
+            batch, groups = groups[:size], groups[size:]
             places = [place for group in batch for place in group.places]
             answers.update(zip(places, self._score(batch), strict=True))
             self._progress(len(answers), len(requests), "requests")

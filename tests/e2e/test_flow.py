@@ -205,7 +205,7 @@ def test_failure_to_track_is_a_warning_and_leaves_a_marker(api: str, checkout: M
     run = flow_run(api, checkout)
     assert run["state_name"] == "Completed"
     warned = ask(api, "logs/filter", logs={"level": {"ge_": 30}, "flow_run_id": {"any_": [run["id"]]}})
-    assert any(entry["message"].startswith("MLflow: ArtifactError") for entry in warned)
+    assert any(entry["message"].startswith("MLflow: ArtifactError") for entry in warned), warned
     assert (checkout.root / ".sparsekd" / "pending-track.json").exists()
 
 

@@ -137,6 +137,12 @@ def test_a_cache_of_other_texts_is_named(tiny_llama_dir: Path, data: Calibration
         document_sums(load_model(tiny_llama_dir), data.test["wiki"], 2, teacher, "test-code")
 
 
+def test_a_corpus_without_scored_tokens_is_named(tiny_llama_dir: Path) -> None:
+    prompts_only = pad([([5, 6, 7], 3)], padding=0)
+    with pytest.raises(ArtifactError, match="test-chat has no token to score"):
+        document_sums(load_model(tiny_llama_dir), prompts_only, 2, part="test-chat")
+
+
 def test_progress_goes_on_across_corpora(tiny_llama_dir: Path, data: CalibrationSet) -> None:
     seen: list[tuple[float, float, str]] = []
     document_sums(
