@@ -2,7 +2,7 @@
 
     python -m benchmarks.distillation_step --model data/pruned --cache data/teacher --calibration data/calibration
 
-Both train the same parameters of the same student at the same dtype (bf16 autocast over float32) and batch, each round in
+Both train the same parameters of one student at the same dtype (bf16 autocast over float32) and batch, each round in
 a process of its own, in turn. The plain step is shown twice: as Transformers and torch come (default allocator, default
 OpenMP), and with our process settings. Prints a table and writes JSON.
 """

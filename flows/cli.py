@@ -226,6 +226,8 @@ def serve(
         Optional[str],  # noqa: UP045
         typer.Option("--cron", help="Also start a run at these times (cron syntax, local time)."),
     ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the Prefect page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535, help="Of the MLflow page.")] = 5000,
 ) -> None:
     """Open the Prefect and MLflow pages on 127.0.0.1 and offer the flow there as a deployment with a form.
 
@@ -233,7 +235,7 @@ def serve(
     """
     from flows.serve import serve as start
 
-    start(cron=cron)
+    start(cron, port, mlflow_port)
 
 
 def main() -> None:

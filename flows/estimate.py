@@ -213,7 +213,7 @@ def _machine(config: RunConfig) -> list[Any]:
 
 def _forward(counts: Counts, model: dict[str, Any]) -> float:
     """Operations of one token through the model, the LM head included."""
-    return 2.0 * (counts["non_embedding"] + model["vocab_size"] * model["hidden_size"])
+    return float(2 * (counts["non_embedding"] + model["vocab_size"] * model["hidden_size"]))
 
 
 def _element_bytes(model: dict[str, Any]) -> int:

@@ -15,8 +15,9 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.tokens import CommentToken
@@ -205,11 +206,7 @@ def _parse_list(key: str, raw: str) -> list[Any]:
 
 def edit_text(text: str, changes: list[Change]) -> str:
     """`text` (YAML) with `changes` made; comments, order and everything else stay as they are."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10_000  # long prompts stay on their line
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.Representer = _Representer
+    yaml = _yaml()
     document = yaml.load(text) or CommentedMap()
     for change in changes:
         section, _, name = change.key.rpartition(".")
@@ -219,6 +216,22 @@ def edit_text(text: str, changes: list[Change]) -> str:
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
+
+
+def full_text(config: RunConfig) -> str:
+    """`config` as YAML with every setting written out."""
+    stream = io.StringIO()
+    _yaml().dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000  # long prompts stay on their line
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.Representer = _Representer
+    return yaml
 
 
 def edited_values(root: Path, changes: list[Change]) -> dict[str, Any]:

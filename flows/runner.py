@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefect.deployments.runner import RunnerDeployment
@@ -23,13 +23,15 @@ class _Runner(Runner):
         self._loop.call_soon_threadsafe(self._main.cancel)
 
 
-def serve_deployments(deployments: Iterable[RunnerDeployment]) -> None:
+def serve_deployments(deployments: Iterable[RunnerDeployment], ready: Callable[[], None]) -> None:
     """Start their runs, one at a time, until Ctrl-C or SIGTERM; then cancel the one that goes on.
 
-    Schedules stay active meanwhile: the next `sparsekd serve` goes on with them.
+    Schedules stay active meanwhile: the next `sparsekd serve` goes on with them. `ready` is called once Prefect has the
+    deployments.
     """
     runner = _Runner(pause_on_shutdown=False, limit=1)
     for deployment in deployments:
         runner.add_deployment(deployment)
+    ready()
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(runner.start())

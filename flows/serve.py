@@ -65,15 +65,19 @@ def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str) -> Non
     made = deployments(root, cron)
     ended = threading.Event()
     keeper = threading.Thread(target=keep_fresh, args=(root, ended), daemon=True)
-    keeper.start()
-    print(
-        f"Prefect   {prefect_url}  (Deployments → compress: start a run from its form)\n"
-        f"MLflow    {mlflow_url}\n" + (f"A run starts by itself at: {cron}\n" if cron else "") + "Ctrl-C ends both.",
-        flush=True,
-    )
+
+    def ready() -> None:
+        keeper.start()
+        print(
+            f"Prefect   {prefect_url}  (Deployments → compress: start a run from its form)\n"
+            f"MLflow    {mlflow_url}\n"
+            + (f"A run starts by itself at: {cron}\n" if cron else "")
+            + "Ctrl-C ends both.",
+            flush=True,
+        )
+
     try:
-        serve_deployments(made)
+        serve_deployments(made, ready)
     finally:
         ended.set()
-        keeper.join()
         close_unfinished(root, "`sparsekd serve` was stopped while it ran; start it again and it goes on.")

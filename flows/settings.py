@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-from typing import Any
-
-from ruamel.yaml import YAML
 
 from flows import params
 from sparsekd.config import RunConfig
@@ -25,15 +21,9 @@ def text(preset: str | None, *, as_json: bool = False, schema: bool = False, dif
                 {c.key: {"preset": c.before, "here": c.after} for c in changes}, indent=2, ensure_ascii=False
             )
         return "\n".join(map(str, changes)) or f"Nothing differs from preset {config.preset}."
-    values: dict[str, Any] = config.model_dump(mode="json")
     if as_json:
-        return json.dumps(values, indent=2, ensure_ascii=False)
-    stream = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.dump(values, stream)
-    return stream.getvalue().rstrip()
+        return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    return params.full_text(config).rstrip()
 
 
 def _of_project() -> RunConfig:

@@ -29,7 +29,7 @@ class Runtime(Section):
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes every core this process may use.")
     openmp_wait: Literal["passive", "active"] = Field(
         "passive",
-        description="How idle OpenMP threads wait: passive is safe when the machine is shared, active faster when idle.",
+        description="How idle OpenMP threads wait: passive is safe on a shared machine, active faster on an idle one.",
     )
 
 

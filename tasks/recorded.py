@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from sparsekd.artifacts import Artifact
 from sparsekd.errors import StageError

@@ -23,10 +23,45 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "qwen2", "qwen3", "phi3")
-WORDS = (
-    "the a river stone light small great old house tree walks sees finds under over near and but then morning evening "
-    "water bread music letter window garden child teacher road winter summer blue green quiet bright slowly"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "river",
+    "stone",
+    "light",
+    "small",
+    "great",
+    "old",
+    "house",
+    "tree",
+    "walks",
+    "sees",
+    "finds",
+    "under",
+    "over",
+    "near",
+    "and",
+    "but",
+    "then",
+    "morning",
+    "evening",
+    "water",
+    "bread",
+    "music",
+    "letter",
+    "window",
+    "garden",
+    "child",
+    "teacher",
+    "road",
+    "winter",
+    "summer",
+    "blue",
+    "green",
+    "quiet",
+    "bright",
+    "slowly",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -56,7 +91,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=384, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=384,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(make_documents(50, seed=99), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
@@ -65,9 +103,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def make_model(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
-) -> Callable[..., Path]:
+def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
     """Write a tiny random stock checkpoint of a family and return its directory; further arguments go to its config."""
 
     def make(model_type: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:

@@ -44,11 +44,10 @@ from sparsekd.evaluation.results import TaskScore
 from sparsekd.evaluation.shared_context import SharedContextLM
 from sparsekd.progress import Progress, silent
 
-METRICS = ("acc_norm", "acc", "exact_match")
-"""The metric reported is the first of these that the task has, else its own first; results.json holds them all.
-
-acc_norm (log-likelihood over the answer's length) is what the field quotes for hellaswag, arc, piqa and openbookqa.
-"""
+METRICS = ("acc", "acc_norm", "exact_match")
+"""The metric reported is the first of these that the task has, else its own first; results.json holds them all."""
+LENGTH_NORMALISED = {"arc_challenge", "hellaswag", "openbookqa"}
+"""Of these the field quotes acc_norm (log-likelihood over the answer's length in characters), of the others acc."""
 BOOTSTRAP = 1000  # of lm-eval, only for metrics without a closed-form error; its default of 100,000 takes minutes
 _VOLATILE = ("date", "git_hash", "total_evaluation_time_seconds")
 
@@ -205,7 +204,8 @@ def _score(name: str, results: dict[str, Any], n: int, total: int, chance: float
     figures = results["results"][name]
     keys = [key for key, value in figures.items() if "," in key and "_stderr," not in key]
     by_metric = {key.split(",")[0]: key for key in reversed(keys)}  # of several filters the first
-    metric = next((metric for metric in METRICS if metric in by_metric), keys[0].split(",")[0])
+    wanted = ("acc_norm", *METRICS) if name in LENGTH_NORMALISED else METRICS
+    metric = next((metric for metric in wanted if metric in by_metric), keys[0].split(",")[0])
     key = by_metric[metric]
     error = figures.get(key.replace(",", "_stderr,", 1))
     return TaskScore(

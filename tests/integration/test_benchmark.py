@@ -22,6 +22,7 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_rounds_ratios_and_profile(tiny_llama_dir: Path) -> None:
     seen: list[tuple[float, float, str]] = []
     found = run_benchmark(
@@ -59,6 +60,7 @@ def test_rounds_ratios_and_profile(tiny_llama_dir: Path) -> None:
     assert not children()
 
 
+@pytest.mark.slow
 def test_a_process_runs_only_while_it_is_asked(tiny_llama_dir: Path) -> None:
     worker = Worker.start("dense", tiny_llama_dir, SETTINGS, RUNTIME)
     try:
@@ -75,12 +77,14 @@ def test_a_process_runs_only_while_it_is_asked(tiny_llama_dir: Path) -> None:
     assert not children()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_load_is_named(tiny_llama_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"The pruned model cannot be timed: .*has no readable config\.json"):
         run_benchmark({"dense": tiny_llama_dir, "pruned": tmp_path}, SETTINGS, RUNTIME)
     assert not children()
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named(tiny_llama_dir: Path) -> None:
     worker = Worker.start("distilled", tiny_llama_dir, SETTINGS, RUNTIME)
     try:

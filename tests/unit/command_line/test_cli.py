@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,13 @@ def test_compress_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None
     arguments = "compress --preset smoke --model m --revision r --texts a --texts b -S x.y=1 --set z.w=2 --device cpu"
     assert runner.invoke(app, [*arguments.split(), "--dry-run", "--yes", "--wait"]).exit_code == 0
     assert requests == [job.Request("smoke", "m", "r", ("a", "b"), ("x.y=1", "z.w=2"), "cpu", True, True, True)]
+
+
+def test_serve_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setitem(sys.modules, "flows.serve", SimpleNamespace(serve=lambda *options: calls.append(options)))
+    result = runner.invoke(app, ["serve", "--cron", "0 3 * * *", "--port", "4201", "--mlflow-port", "5001"])
+    assert (result.exit_code, calls) == (0, [("0 3 * * *", 4201, 5001)])
 
 
 def test_config_is_complete_in_yaml_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,7 @@ def test_surgery_equals_masking_the_same_neurons(family: str, make_model: Callab
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_pruned_checkpoint_is_stock(
-    family: str, tied: bool, make_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_pruned_checkpoint_is_stock(family: str, tied: bool, make_model: Callable[..., Path], tmp_path: Path) -> None:
     """Plain Transformers loads it, with no key missing or left over, with the same logits, ties and files kept."""
     from transformers import AutoModelForCausalLM
 
@@ -77,7 +75,9 @@ def test_compensation_brings_the_logits_nearer_than_slicing(make_model: Callable
     ids = tokens(dense.config.vocab_size, sequences=16)
     prune_model(compensated, ids, 48, Prune())
     for one, other in zip(feed_forwards(sliced), feed_forwards(compensated), strict=True):
-        kept = [row for row in range(64) if (other.block.gate_proj.weight == one.block.gate_proj.weight[row]).all(1).any()]
+        kept = [
+            row for row in range(64) if (other.block.gate_proj.weight == one.block.gate_proj.weight[row]).all(1).any()
+        ]
         one.keep(torch.tensor(kept))
     exact = dense(input_ids=ids).logits
     error = [float((m(input_ids=ids).logits - exact).square().mean()) for m in (compensated, sliced)]

@@ -1,0 +1,241 @@
+"""`sparsekd serve`: both servers, the form in a real browser, cancellation, and every way to end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.servers import answers, free_port
+from tasks.repro import reproduce
+from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SERVE = """
+import sys
+from flows.serve import serve
+from sparsekd.errors import SparseKDError
+try:
+    serve(cron=sys.argv[3] or None, prefect_port=int(sys.argv[1]), mlflow_port=int(sys.argv[2]))
+except SparseKDError as error:
+    sys.exit(f"error: {error}")
+"""
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+
+@dataclass
+class Served:
+    """A running `sparsekd serve`."""
+
+    checkout: Miniature
+    process: subprocess.Popen[str]
+    prefect: str
+    mlflow: str
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """GET, or POST with a `body`."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.prefect}/api/{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+            return json.load(response)
+
+    def deployment(self, name: str = "current") -> Any:
+        return self.ask(f"deployments/name/compress/{name}")
+
+    def run(self, **parameters: Any) -> str:
+        """Start a run as `prefect deployment run` does; its id."""
+        found = self.deployment()
+        body = {"parameters": found["parameters"] | parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def wait_for_state(self, flow_run_id: str, *names: str) -> Any:
+        """Wait for the run to be in one of these states; the run."""
+
+        def state() -> str:
+            return str(self.ask(f"flow_runs/{flow_run_id}")["state_name"])
+
+        wait_until(lambda: state() in names, f"{names}, not {state()}", 90)
+        return self.ask(f"flow_runs/{flow_run_id}")
+
+
+def serve(checkout: Miniature, cron: str = "") -> Any:
+    return started(checkout, SERVE, str(free_port()), str(free_port()), cron)
+
+
+def ready(checkout: Miniature, process: subprocess.Popen[str]) -> Served:
+    """Read what `serve` prints until it says how to end it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Ctrl-C"):
+            break
+    text = "".join(lines)
+    urls = [line.split()[1] for line in lines if "http://" in line]
+    assert len(urls) == 2, text
+    return Served(checkout, process, *urls)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One `sparsekd serve` for all tests that leave it running."""
+    checkout = make_miniature(tmp_path_factory.mktemp("served") / "check out")
+    for name in STAGES:
+        reproduce(checkout.root, checkout.graph[name])
+    with serve(checkout, "0 3 * * *") as process:
+        found = ready(checkout, process)
+        yield found
+        os.kill(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert "Traceback" not in output
+        wait_until(lambda: not checkout.processes(), "everything to end", seconds=3)
+
+
+def test_both_pages_answer_on_this_machine_only(served: Served) -> None:
+    assert served.prefect.startswith("http://127.0.0.1:")
+    assert answers(served.prefect)
+    assert answers(served.mlflow)
+    assert "<title>MLflow</title>" in _get(served.mlflow)
+    [api] = [line for line in _get(f"{served.prefect}/ui-settings").split(",") if '"api_url"' in line]
+    assert served.prefect in api, "on another port the page must be told where its API is"
+    assert (served.checkout.root / "mlflow" / "mlflow.db").exists()
+
+
+def test_forms_come_from_the_configuration(served: Served) -> None:
+    schema = served.deployment()["parameter_openapi_schema"]
+    width = schema["definitions"]["Prune"]["properties"]["width"]
+    assert width["exclusiveMinimum"] == 0
+    assert width["description"].startswith("New intermediate_size")
+    assert schema["definitions"]["Runtime"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
+    assert served.deployment()["parameters"]["prune"]["statistics_tokens"] == 1024, "as params.yaml has it"
+    [schedule] = served.deployment()["schedules"]
+    assert schedule["schedule"]["cron"] == "0 3 * * *"
+    smoke = served.deployment("smoke")
+    assert smoke["parameters"]["calibrate"] != served.deployment()["parameters"]["calibrate"]
+    assert smoke["schedules"] == []
+
+
+def test_the_form_follows_params_yaml(served: Served) -> None:
+    def shown() -> int:
+        return int(served.deployment()["parameters"]["prune"]["statistics_tokens"])
+
+    served.checkout.edit("statistics_tokens: 1024", "statistics_tokens: 1000")
+    wait_until(lambda: shown() == 1000, "the form to follow", 20)
+    served.checkout.edit("statistics_tokens: 1000", "statistics_tokens: 1024")
+    wait_until(lambda: shown() == 1024, "the form to follow", 20)
+
+
+def test_a_run_with_one_value_leaves_the_others(served: Served) -> None:
+    run = served.run(prune={"width": 0.5})
+    assert served.wait_for_state(run, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
+    assert served.checkout.value("pruned") == "prune 0.5 0.5\n"
+    params = (served.checkout.root / "params.yaml").read_text()
+    assert "# kept comment" in params
+    assert "statistics_tokens: 1024" in params
+
+
+def test_bad_values_fail_in_a_sentence_and_change_nothing(served: Served) -> None:
+    before = (served.checkout.root / "params.yaml").read_text()
+    run = served.wait_for_state(served.run(calibrate={"tokens": 32, "sequence_length": 64}), "Failed", "Completed")
+    assert run["state"]["message"].startswith("calibrate.tokens is 32; it must hold at least one sequence")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        served.run(prune={"width": -1})
+    assert "exclusiveMinimum" in refused.value.read().decode() or refused.value.code == 409
+    assert (served.checkout.root / "params.yaml").read_text() == before
+
+
+def test_cancelling_ends_the_stages(served: Served) -> None:
+    hold = served.checkout.control("hold", "prune")
+    run = served.run(prune={"width": 0.625})
+    served.checkout.held("prune")
+    served.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+    served.wait_for_state(run, "Cancelled")
+    wait_until(lambda: not any("mini.work" in line for line in served.checkout.processes()), "the stage to end", 5)
+    hold.unlink()
+    assert served.wait_for_state(served.run(), "Completed", "Failed")["state_name"] == "Completed"
+    assert served.checkout.value("pruned") == "prune 0.625 0.5\n"
+
+
+@pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)")
+def test_the_form_in_a_browser(served: Served, tmp_path: Path) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "no-proxy-server", "window-size=1400,2200"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--disable-background-networking")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    try:
+        driver.get(f"{served.prefect}/deployments/deployment/{served.deployment()['id']}/run")
+        wait = WebDriverWait(driver, 90)
+        path = "//label[starts-with(normalize-space(.),'Width')]/following::input"
+        field = wait.until(lambda d: d.find_element(By.XPATH, path))
+        assert float(field.get_attribute("value")) > 0
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys("-1", Keys.TAB)
+        driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+        wait.until(lambda d: "exclusive minimum" in d.page_source or "Validation failed" in d.page_source)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys("0.375", Keys.TAB)
+        driver.save_screenshot(str(tmp_path / "form.png"))
+        driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+        wait.until(lambda d: "/runs/flow-run/" in d.current_url)
+        run = driver.current_url.rpartition("/flow-run/")[2].partition("?")[0]
+        assert served.wait_for_state(run, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
+        assert served.checkout.value("pruned") == "prune 0.375 0.5\n"
+    finally:
+        driver.save_screenshot(os.environ.get("SPARSEKD_SCREENSHOT", str(tmp_path / "end.png")))
+        driver.quit()
+
+
+def test_a_command_line_run_uses_the_server(served: Served) -> None:
+    from tests.e2e.test_flow import LAUNCH
+
+    with started(served.checkout, LAUNCH) as process:
+        output, _ = process.communicate()
+    assert output.startswith("outcome"), output
+    runs = served.ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert runs[0]["deployment_id"] is None
+    assert runs[0]["state_name"] == "Completed"
+
+
+def test_a_port_in_use_and_a_second_serve_are_refused(served: Served) -> None:
+    with started(served.checkout, SERVE, str(free_port()), str(free_port()), "") as process:
+        output, _ = process.communicate()
+    assert output == f"error: `sparsekd serve` already works in this checkout, at {served.prefect}.\n"
+
+
+def test_kill_9_and_a_port_in_use(tmp_path: Path, served: Served) -> None:
+    checkout = make_miniature(tmp_path / "checkout")
+    taken = served.prefect.rpartition(":")[2]
+    with started(checkout, SERVE, taken, str(free_port()), "") as process:
+        output, _ = process.communicate()
+    assert output.startswith(f"error: Port {taken} on 127.0.0.1 cannot be had for the Prefect server")
+    checkout.control("hold", "calibrate")
+    with serve(checkout) as process:
+        found = ready(checkout, process)
+        found.run()
+        checkout.held("calibrate")
+        kill(process)
+        wait_until(lambda: not checkout.processes(), "servers, flow and stage to end", seconds=4)
+
+
+def _get(url: str) -> str:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=30) as response:
+        return str(response.read().decode())
