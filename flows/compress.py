@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks import environment
+from tasks import environment, prefect_log
 
 environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
 
@@ -50,6 +50,7 @@ from tasks.stage import Run, stage_task  # noqa: E402
 from tasks.state import StageState, write_json  # noqa: E402
 from tasks.tracking import pending  # noqa: E402
 
+prefect_log.shorten()
 _DEFAULTS = RunConfig()
 SIDE_BY_SIDE_VARIABLE = "SPARSEKD_SIDE_BY_SIDE"
 """How many independent stages run at once; 2 by default. A stage with `meta: {alone: true}` always runs alone."""
@@ -111,7 +112,7 @@ def compress(
     try:
         with run_lock(root, wait=wait, command=f"flow run {this_run.name}", on_wait=logger.info):
             for line in repair(root):
-                logger.warning(line)
+                logger.info(line)
             close_unfinished(root, "Its process was killed; a later run went on from what was whole.")
             note_run(root, this_run.id)
             for change in settle.settle({name: values for name, values in given.items() if values}, root):

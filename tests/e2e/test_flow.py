@@ -5,12 +5,10 @@ Each run is a process of its own. Most use one Prefect server for all tests; som
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sqlite3
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from flows.servers import free_port, start_prefect
 from tasks.repro import reproduce
 from tasks.state import read_json, read_state
 from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
+from tests.prefect_api import ask
 
 pytestmark = pytest.mark.slow
 
@@ -62,16 +61,10 @@ def checkout(computed: Miniature, tmp_path: Path) -> Miniature:
     return Miniature(tmp_path / "checkout")
 
 
-def ask(api: str, path: str, **body: Any) -> Any:
-    request = urllib.request.Request(f"{api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
-        return json.load(response)
-
-
 def flow_run(api: str, checkout: Miniature) -> Any:
     """The flow run that had the checkout last."""
     noted = read_json(checkout.root / ".sparsekd" / "run.json")["flow_run_id"]
-    [run] = ask(api, "flow_runs/filter", flow_runs={"id": {"any_": [noted]}})
+    [run] = ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [noted]}}})
     return run
 
 
@@ -79,7 +72,7 @@ def task_states(api: str, run: Any) -> dict[str, str]:
     """State names by stage. Prefect records them from events, a moment late."""
 
     def read() -> dict[str, str]:
-        found = ask(api, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        found = ask(api, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
         return {task["name"]: task["state_name"] for task in found}
 
     final = {"Completed", "Cached", "Failed", "NotRun", "NotReady"}
@@ -98,7 +91,7 @@ def test_states_logs_and_parameters_of_a_run(api: str, checkout: Miniature) -> N
     assert run["state_name"] == "Completed"
     states = {"calibrate": "Cached", "teacher": "Cached", "prune": "Completed", "distill": "Completed"}
     assert task_states(api, run) == states
-    logs = [entry["message"] for entry in ask(api, "logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})]
+    logs = [entry["message"] for entry in ask(api, "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})]
     assert "prune at work" in logs
     assert {name: read_state(checkout.root, name).state for name in STAGES} == {
         "calibrate": "cached", "teacher": "cached", "prune": "done", "distill": "done",
@@ -204,7 +197,7 @@ def test_failure_to_track_is_a_warning_and_leaves_a_marker(api: str, checkout: M
     assert process.returncode == 0, output
     run = flow_run(api, checkout)
     assert run["state_name"] == "Completed"
-    warned = ask(api, "logs/filter", logs={"level": {"ge_": 30}, "flow_run_id": {"any_": [run["id"]]}})
+    warned = ask(api, "logs/filter", {"logs": {"level": {"ge_": 30}, "flow_run_id": {"any_": [run["id"]]}}})
     assert [entry["message"] for entry in warned if entry["message"].startswith("MLflow: ")]
     assert (checkout.root / ".sparsekd" / "pending-track.json").exists()
 
