@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from flows.lock import run_lock
-from flows.servers import answers, free_port, served_api, start_prefect
+from flows.servers import free_port, served_api, start_prefect, wait_for_answer
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
 
@@ -46,14 +46,14 @@ def launch(root: Path, *, quiet: bool = False, wait: bool = False) -> dict[str, 
 def _api(root: Path) -> Iterator[None]:
     """Set PREFECT_API_URL for the block."""
     named = os.environ.get("PREFECT_API_URL")
-    if named and not answers(f"{named.rstrip('/')}/health"):
-        raise ConfigError(
-            f"PREFECT_API_URL is {named}, where no Prefect server answers; start it or unset the variable."
-        )
+    whose = "PREFECT_API_URL" if named else "The address of `sparsekd serve`"
+    named = named or served_api(root)
     server = None
-    if not named and not (named := served_api(root)):
+    if named is None:
         server = start_prefect(root, free_port(), ui=False)
         named = f"{server.url}/api"
+    elif not wait_for_answer(f"{named.rstrip('/')}/health"):
+        raise ConfigError(f"{whose} is {named}, where no Prefect server answers; start it, or unset or end it.")
     try:
         if server is not None:
             server.wait_until_ready("/api/health")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 import time
 from pathlib import Path
 
-import psutil
-
 from tasks.graph import read_graph
-from tasks.groups import end_recorded_groups
+from tasks.groups import created, end_recorded_groups, lives
 
 SERVER_VARIABLE = "SPARSEKD_SERVE_PID"
 """The process id of the `sparsekd serve` that started this process, and its time of creation: `pid:created`."""
@@ -21,7 +18,7 @@ _POLL_SECONDS = 0.5
 
 def name_server() -> None:
     """Make this process the one whose end its flow runs follow."""
-    os.environ[SERVER_VARIABLE] = f"{os.getpid()}:{psutil.Process().create_time()}"
+    os.environ[SERVER_VARIABLE] = f"{os.getpid()}:{created(os.getpid())}"
 
 
 def end_with_parent(root: Path) -> None:
@@ -29,19 +26,12 @@ def end_with_parent(root: Path) -> None:
     named = os.environ.get(SERVER_VARIABLE)
     if not named or named.startswith(f"{os.getpid()}:"):
         return
-    pid, _, created = named.partition(":")
-    threading.Thread(target=_watch, args=(root, int(pid), float(created)), daemon=True).start()
+    pid, _, since = named.partition(":")
+    threading.Thread(target=_watch, args=(root, int(pid), float(since)), daemon=True).start()
 
 
-def _watch(root: Path, pid: int, created: float) -> None:
-    while _lives(pid, created):
+def _watch(root: Path, pid: int, since: float) -> None:
+    while lives(pid, since):
         time.sleep(_POLL_SECONDS)
     end_recorded_groups(root, read_graph(root))
     os.kill(os.getpid(), signal.SIGKILL)  # its API server is gone too: an orderly end would wait for it
-
-
-def _lives(pid: int, created: float) -> bool:
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsekd.errors import ConfigError, ResourceError
 from tasks.environment import python, settings
-from tasks.groups import Group, start_group
+from tasks.groups import Group, created, lives, start_group
 from tasks.state import log_path, read_json, write_json
 
 HOST = "127.0.0.1"
@@ -97,6 +97,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_for_answer(url: str, seconds: float = 30.0) -> bool:
+    """Whether `url` answers within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not answers(url):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def answers(url: str) -> bool:
     """Whether a GET of `url` succeeds; no proxy is asked, it is on this machine or named by the user."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -111,16 +121,21 @@ def served_path(root: Path) -> Path:
 
 
 def served_api(root: Path) -> str | None:
-    """The API address of a `sparsekd serve` that runs in this checkout, or None."""
+    """The API address of a `sparsekd serve` that runs in this checkout, or None.
+
+    Its process decides, not its answer: a second server beside a busy one would lock the database for both.
+    """
     values = read_json(served_path(root))
-    url = values.get("prefect") if isinstance(values, dict) else None
-    return f"{url}/api" if isinstance(url, str) and answers(f"{url}/api/health") else None
+    if not isinstance(values, dict) or not lives(values["pid"], values["created"]):
+        return None
+    return f"{values['prefect']}/api"
 
 
 @contextlib.contextmanager
 def announced(root: Path, prefect: Server, mlflow: Server) -> Iterator[None]:
     """Tell other commands in this checkout where the servers are, as long as they run."""
-    write_json(served_path(root), {"pid": os.getpid(), "prefect": prefect.url, "mlflow": mlflow.url})
+    mine = {"pid": os.getpid(), "created": created(os.getpid())}
+    write_json(served_path(root), {**mine, "prefect": prefect.url, "mlflow": mlflow.url})
     try:
         yield
     finally:

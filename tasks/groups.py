@@ -99,8 +99,8 @@ def start_group(
         start_new_session=True,
     )
     record = root / FOLDER / "groups" / f"{process.pid}.json"
-    owner = {"owner": os.getpid(), "owner_created": _created(os.getpid())}
-    write_json(record, {"group": process.pid, "created": _created(process.pid), "name": name, **owner})
+    owner = {"owner": os.getpid(), "owner_created": created(os.getpid())}
+    write_json(record, {"group": process.pid, "created": created(process.pid), "name": name, **owner})
     return Group(process, record)
 
 
@@ -115,10 +115,10 @@ def end_recorded_groups(root: Path, names: Iterable[str] | None = None) -> list[
         values: Any = read_json(record)
         if not isinstance(values, dict):
             continue
-        orphaned = not _is(values["owner"], values["owner_created"])
+        orphaned = not lives(values["owner"], values["owner_created"])
         if orphaned if wanted is None else values["name"] in wanted:
             # Without its leader a group keeps its number to itself: the kernel gives it to no new process.
-            ours = _created(values["group"]) is None or _is(values["group"], values["created"])
+            ours = created(values["group"]) is None or lives(values["group"], values["created"])
             if ours and end_group(values["group"]):
                 ended.append(values["name"])
             record.unlink(missing_ok=True)
@@ -156,13 +156,15 @@ def _signal(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _is(pid: int, created: float | None) -> bool:
-    """Whether `pid` is still the process that was created then (the clock may have been set meanwhile)."""
-    now = _created(pid)
-    return now is not None and created is not None and abs(now - created) < 2
+def lives(pid: int, since: float | None) -> bool:
+    """Whether `pid` still is the process that was created at `since` (the clock may have been set meanwhile)."""
+    now = created(pid)
+    return now is not None and since is not None and abs(now - since) < 2
 
 
-def _created(pid: int) -> float | None:
+def created(pid: int) -> float | None:
+    """When the process `pid` was created, in seconds since the epoch; None where there is none that runs."""
     with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,29 @@ def test_a_killed_run_ends_with_the_same_bits(school: tuple[Path, Curriculum], t
     for name in ("model.safetensors", "curve.csv"):
         assert (tmp_path / "cut/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes()
     assert not list((tmp_path / "cut/checkpoints").iterdir()), "the checkpoint goes when the output is whole"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (install g++)")
+@pytest.mark.filterwarnings("ignore")  # torch's own, from inside its compiler
+def test_a_compiled_run_resumes_with_the_same_bits_and_learns_as_the_eager_one(
+    school: tuple[Path, Curriculum], tmp_path: Path
+) -> None:
+    whole = run(school, tmp_path / "whole", compile="always")
+    assert whole["compiled"]
+    with pytest.raises(Killed):
+        run(school, tmp_path / "cut", kill_at=5, compile="always")
+    assert run(school, tmp_path / "cut", compile="always") == whole
+    assert (tmp_path / "cut/out/model.safetensors").read_bytes() == (
+        tmp_path / "whole/out/model.safetensors"
+    ).read_bytes()
+    run(school, tmp_path / "eager")
+    columns = {}
+    for name in ("whole", "eager"):
+        rows = (tmp_path / name / "out/curve.csv").read_text().splitlines()[1:]
+        columns[name] = [float(row.split(",")[2]) for row in rows]
+    assert columns["whole"] == pytest.approx(columns["eager"], rel=2e-2)
 
 
 def test_a_resume_under_other_conditions_starts_again_and_says_so(
