@@ -42,7 +42,7 @@ from sparsekd.config import (  # noqa: E402
     Teacher,
     Texts,
 )
-from sparsekd.errors import SparseKDError, StageError  # noqa: E402
+from sparsekd.errors import ConfigError, SparseKDError, StageError  # noqa: E402
 from tasks.graph import read_graph, upstream  # noqa: E402
 from tasks.groups import end_recorded_groups  # noqa: E402
 from tasks.repair import repair  # noqa: E402
@@ -125,7 +125,7 @@ def compress(
 def _run_stages(root: Path) -> dict[str, str]:
     """Run the graph; how each stage went. Raises StageError naming the first that failed."""
     graph = read_graph(root)
-    run = Run(root, graph, int(os.environ.get(SIDE_BY_SIDE_VARIABLE, "2")))
+    run = Run(root, graph, _side_by_side())
     begun = time.monotonic()
     for name in graph:
         StageState(name, "waiting").write(root)
@@ -147,6 +147,15 @@ def _run_stages(root: Path) -> dict[str, str]:
         raise StageError(f"Stage {unfinished[0]} did not finish; its state is {futures[unfinished[0]].state.name}.")
     _finish(root, {name: r.seconds for name, r in results.items() if r.outcome == "computed"}, time.monotonic() - begun)
     return {name: result.outcome for name, result in results.items()}
+
+
+def _side_by_side() -> int:
+    text = os.environ.get(SIDE_BY_SIDE_VARIABLE, "2")
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ConfigError(
+            f"{SIDE_BY_SIDE_VARIABLE} is {text!r}; it must be a number of stages from 1 up. Unset it for 2."
+        )
+    return int(text)
 
 
 def _finish(root: Path, seconds: dict[str, float], total: float) -> None:
@@ -179,9 +188,3 @@ def _track(root: Path, flow_run_id: str | None, seconds: dict[str, float]) -> No
         logger.info(
             "MLflow run %s (%s), model %s/%s", result.run_name, result.run_id, result.model_name, result.model_version
         )
-
-
-if __name__ == "__main__":
-    from flows.launch import launch
-
-    launch(environment.checkout_root())

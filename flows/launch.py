@@ -16,6 +16,8 @@ from flows.lock import run_lock
 from flows.servers import free_port, served_api, start_prefect, wait_for_answer
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
+from tasks.state import read_json
+from tasks.tracking.pending import marker_path
 
 
 def launch(root: Path, *, quiet: bool = False, wait: bool = False) -> dict[str, str]:
@@ -39,6 +41,13 @@ def launch(root: Path, *, quiet: bool = False, wait: bool = False) -> dict[str, 
         raise outcome
     if not state.is_completed():
         raise StageError(f"The flow ended in state {state.name}: {state.message}")
+    if quiet and isinstance(waiting := read_json(marker_path(root)), dict):
+        print(
+            f"warning: MLflow did not log the run ({waiting['reason']}). Nothing is lost: the next run logs it, or "
+            f"`{waiting['next']}`.",
+            file=sys.stderr,
+            flush=True,
+        )
     return dict(outcome)
 
 
@@ -58,7 +67,10 @@ def _api(root: Path) -> Iterator[None]:
         if server is not None:
             server.wait_until_ready("/api/health")
         os.environ["PREFECT_API_URL"] = named
-        yield
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: named}):  # Prefect may have been imported, and settled, before
+            yield
     finally:
         if server is not None:
             _send_what_waits()
@@ -92,3 +104,7 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    launch(environment.checkout_root())

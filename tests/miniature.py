@@ -62,7 +62,8 @@ def work(stage: Stage) -> None:
     with (control / f"ran-{name}").open("a") as ran:
         ran.write("x")
     stage.say(f"{name} at work")
-    (stage.out / "value.txt").write_text(f"{name} {stage.config.prune.width} {stage.config.distill.alpha}\\n")
+    made_from = {"prune": stage.config.prune.width, "distill": stage.config.distill.alpha}.get(name, 1)
+    (stage.out / "value.txt").write_text(f"{name} {made_from}\\n")
     stage.progress(1, 2, "steps", loss=2.5)
     while (control / f"hold-{name}").exists():
         (control / f"held-{name}").touch()

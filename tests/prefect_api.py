@@ -22,5 +22,8 @@ def ask(api: str, path: str, body: Any = None) -> Any:
             if error.code != 503 or not remaining:
                 raise
             error.close()
-            time.sleep(0.5)
+        except TimeoutError:
+            if data is not None or not remaining:
+                raise
+        time.sleep(0.5)
     raise AssertionError("unreachable")

@@ -42,7 +42,7 @@ def definitions_root() -> Path:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:
         raise ResourceError("lm-eval is not installed; install the project's dependencies again (`make`).")
-    return Path(spec.origin).parent / "tasks"
+    return Path(spec.origin).resolve().parent / "tasks"  # lm-eval resolves links too: the paths are compared
 
 
 def check_tasks(tasks: Sequence[str], include_path: str | None = None, packaged: Collection[str] = PACKAGED) -> None:

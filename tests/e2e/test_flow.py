@@ -200,6 +200,7 @@ def test_failure_to_track_is_a_warning_and_leaves_a_marker(api: str, checkout: M
     warned = ask(api, "logs/filter", {"logs": {"level": {"ge_": 30}, "flow_run_id": {"any_": [run["id"]]}}})
     assert [entry["message"] for entry in warned if entry["message"].startswith("MLflow: ")]
     assert (checkout.root / ".sparsekd" / "pending-track.json").exists()
+    assert output.splitlines()[0].startswith("warning: MLflow did not log the run"), "said on a quiet console too"
 
 
 _RETRY = """
