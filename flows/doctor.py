@@ -61,7 +61,7 @@ def _software() -> Iterator[Check]:
         try:
             yield Check(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check(name, "missing", "not installed", "run `make install`")
+            yield Check(name, "missing", "not installed", "run `make setup`")
     git = shutil.which("git")
     yield Check("git", "ok", _git_version()) if git else Check("git", "missing", "not installed", "DVC needs it")
     compiler = machine.compiler()

@@ -68,6 +68,15 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With SPARSEKD_NO_SKIPS set, as in CI, a skipped test is a failure: it means that something is not installed."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if os.environ.get("SPARSEKD_NO_SKIPS") and skipped:
+        for report in skipped:
+            terminalreporter.line(f"skipped: {report.nodeid}: {report.longrepr[-1]}", red=True)
+        pytest.exit("tests were skipped although SPARSEKD_NO_SKIPS is set", returncode=1)
+
+
 def make_documents(count: int, seed: int, words: int = 120) -> list[str]:
     """Distinct documents of random sentences."""
     draw = random.Random(seed)

@@ -53,9 +53,11 @@ def evaluate_model(
     run = _run_tasks(model, tokenizer, config, out, benchmarks, path, home or out, progress)
     sums = _score_corpora(model, test or {}, teacher, config, progress)
     documents: dict[str, dict[str, list[Any]]] = {corpus: found.to_json() for corpus, found in sums.items()}
+    # float32: in padded batches bfloat16 attention was seen to change greedy answers for the worse
+    writer = load_model(path, torch.float32, device)
     if test and CHAT in test:
-        documents[CHAT]["degenerate"] = _loops(model, tokenizer, test[CHAT], progress)
-    answers = answer_prompts(model, tokenizer, prompts, prompt_tokens, progress) if prompts else []
+        documents[CHAT]["degenerate"] = _loops(writer, tokenizer, test[CHAT], progress)
+    answers = answer_prompts(writer, tokenizer, prompts, prompt_tokens, progress) if prompts else []
     evaluation = Evaluation(
         variant=variant,
         parameters=count_parameters(model),
