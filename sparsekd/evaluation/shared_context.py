@@ -3,7 +3,8 @@
 Stock HFLM runs each (context, continuation) pair through the whole model and its LM head. Here the continuations of
 one context follow it in one sequence, each with the positions it would have had and a mask that hides the others, and
 the LM head sees only the positions that are scored. Log-likelihoods are those of stock HFLM up to rounding
-(tests/integration/test_lm_eval.py); on four default tasks it takes a third to a quarter of the time.
+(tests/integration/test_lm_eval.py). On the four default tasks that is 75,000 tokens instead of 186,000, and less than
+half the time of stock: 131 against 286 CPU-seconds with SmolLM2-135M in bfloat16.
 """
 
 from __future__ import annotations
