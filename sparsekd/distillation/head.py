@@ -5,7 +5,7 @@ No (tokens × vocab) tensor stands for longer than a chunk, and autograd never s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,15 +39,7 @@ class HeadLoss:
         """Mean KL and mean cross-entropy in nats a token, and the gradient of the mean loss, float32."""
         kl = ce = torch.zeros((), device=student.device)
         gradients = []
-        for start in range(0, len(targets), CHUNK):
-            rows = slice(start, start + CHUNK)
-            terms = self.terms(
-                self._logits(student[rows], self.weight),
-                self._logits(teacher[rows], self.teacher_weight),
-                targets[rows],
-                self.alpha,
-                self.temperature,
-            )
+        for terms in self._chunks(student, teacher, targets):
             kl, ce = kl + terms.kl, ce + terms.ce
             gradients.append((terms.gradient.to(self.weight.dtype) @ self.weight).float())
         count = len(targets)
@@ -56,17 +48,20 @@ class HeadLoss:
     def values(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[float, float]:
         """Summed KL and cross-entropy, without the gradient."""
         kl = ce = 0.0
+        for terms in self._chunks(student, teacher, targets):
+            kl, ce = kl + float(terms.kl), ce + float(terms.ce)
+        return kl, ce
+
+    def _chunks(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Iterator[LossTerms]:
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            terms = self.terms(
+            yield self.terms(
                 self._logits(student[rows], self.weight),
                 self._logits(teacher[rows], self.teacher_weight),
                 targets[rows],
                 self.alpha,
                 self.temperature,
             )
-            kl, ce = kl + float(terms.kl), ce + float(terms.ce)
-        return kl, ce
 
     @staticmethod
     def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
