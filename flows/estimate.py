@@ -6,6 +6,7 @@ stages of earlier runs in this checkout took. They are estimates, good to a fact
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -23,8 +24,8 @@ from tasks.state import FOLDER, read_json, read_state, write_json
 
 Counts = dict[str, int]
 _START_SECONDS = 8.0  # interpreter, torch and transformers of one stage
-_ROW_TOKENS = 200.0  # tokens of all the answers of one benchmark row
-_ASSUMED_FLOPS = 2e11  # before anything was measured
+_ROW_TOKENS = 110.0  # tokens of all the answers of one benchmark row
+_ASSUMED_FLOPS = 3.5e11  # before anything was measured
 _LIBRARIES = 0.9e9  # bytes that torch and transformers take with no model
 _PROBE = """
 import json, time, torch
@@ -128,12 +129,12 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "fetch-model": 10 + made.dense_bytes / 1e7,
         "fetch-texts": 5.0,
         "fetch-benchmarks": 10.0,
-        "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * 2 * decode,
+        "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * decode,
         "teacher": _START_SECONDS + forward * (tokens + 2 * held_out),
         "prune": _START_SECONDS
-        + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.17 * flops))
+        + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
         + layers * 8 * width**3 / (0.1 * flops),
-        "distill": _START_SECONDS + 25 + 4.5 * student * trained + student * validated,
+        "distill": _START_SECONDS + 25 + 3.1 * student * trained + student * validated,
         "evaluate": _START_SECONDS + 8 + forward * (held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
@@ -193,11 +194,23 @@ def remember_timings(root: Path, config: RunConfig, model: dict[str, Any], stage
     flops = known.flops or _known_flops(root, config) or _ASSUMED_FLOPS
     raw = predicted_seconds(config, model, compressed(config, model), flops)
     factors = dict(known.factors)
-    for name in stages:
-        state = read_state(root, name)
-        if state is not None and state.state == "done" and state.seconds and raw.get(_base(name)):
-            factors[name] = round(state.seconds / raw[_base(name)], 4)
+    states = {name: state for name in stages if (state := read_state(root, name)) is not None}
+    spans = {n: (s.started, s.ended) for n, s in states.items() if s.state == "done" and s.started and s.ended}
+    for name, seconds in _own_seconds(spans).items():
+        if raw.get(_base(name)):
+            factors[name] = round(seconds / raw[_base(name)], 4)
     write_json(root / FOLDER / "timings.json", {"flops": flops, "factors": factors})
+
+
+def _own_seconds(spans: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Each stage's share of the wall time: of the time in which n stages worked side by side, each has the nth part."""
+    times = sorted({time for span in spans.values() for time in span})
+    own = dict.fromkeys(spans, 0.0)
+    for start, end in itertools.pairwise(times):
+        working = [name for name, span in spans.items() if span[0] <= start and end <= span[1]]
+        for name in working:
+            own[name] += (end - start) / len(working)
+    return own
 
 
 def _known_flops(root: Path, config: RunConfig) -> float | None:

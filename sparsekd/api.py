@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from sparsekd.artifacts import writing
 from sparsekd.calibration.build import Built, build_calibration
-from sparsekd.calibration.chat import answer, prompt_ids
 from sparsekd.calibration.corpora import read_corpora
 from sparsekd.calibration.packing import CalibrationSet
 from sparsekd.config import RunConfig
+from sparsekd.decoding import greedy, prompt_ids, stop_tokens
 from sparsekd.distillation.card import write_card
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
@@ -118,7 +118,7 @@ def evaluate(
             cache = _teacher_cache(reference, held_out, work / "teacher", config, progress)
         (work / "benchmarks").mkdir()
         fetch_benchmarks(config.evaluate.tasks, work / "benchmarks", progress)
-        return evaluate_model(
+        found = evaluate_model(
             path,
             config.evaluate,
             Path(out) if out is not None else work / "evaluation",
@@ -130,13 +130,14 @@ def evaluate(
             device=device,
             progress=progress,
         )
+    return found if out is not None else found.model_copy(update={"command": None})  # its task files are gone
 
 
 def generate(model: str | Path, prompt: str, max_new_tokens: int = 128) -> str:
     """The model's greedy answer to `prompt`, through its chat template where it has one."""
     path = local_checkpoint(str(model))[0]
     network, tokenizer = load_model(path), load_tokenizer(path)
-    ids = answer(network, [prompt_ids(tokenizer, prompt)], max_new_tokens)[0]
+    ids = greedy(network, [prompt_ids(tokenizer, prompt)], max_new_tokens, stop_tokens(network, tokenizer))[0]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 

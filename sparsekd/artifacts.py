@@ -122,6 +122,7 @@ def writing(out: Path, stage: str, config: dict[str, Any], inputs: dict[str, str
             versions=library_versions(),
         )
         (partial / MANIFEST).write_text(manifest.to_json())
+        _open_modes(partial)
         replace_directory(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -152,6 +153,14 @@ def hash_directory(path: Path) -> str:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that numbers depend on."""
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _open_modes(directory: Path) -> None:
+    """Give every file the mode that the user's umask gives: safetensors writes files that only their owner can read."""
+    mode = (directory / MANIFEST).stat().st_mode & 0o777
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def _list_files(directory: Path) -> list[tuple[str, FileEntry]]:

@@ -63,6 +63,15 @@ def downstream_closure(stale: set[str], stages: dict[str, StageSpec]) -> set[str
     return closure
 
 
+def stages_behind(stages: dict[str, StageSpec]) -> dict[str, int]:
+    """Length of the longest chain of stages that waits for each."""
+    behind = dict.fromkeys(stages, 0)
+    for name in reversed(stages):  # dvc.yaml lists a stage after those it reads
+        for needed in upstream(stages[name], stages):
+            behind[needed] = max(behind[needed], behind[name] + 1)
+    return behind
+
+
 def stage_by_command(command: list[str], root: Path = Path()) -> StageSpec:
     """The stage whose command is `python -m <command>`."""
     for stage in read_graph(root).values():

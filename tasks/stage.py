@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Failed
 
 from sparsekd.errors import SparseKDError, StageError
-from tasks.graph import StageSpec
+from tasks.graph import StageSpec, stages_behind, upstream
 from tasks.groups import end_recorded_groups
 from tasks.repro import StageResult, reproduce
 from tasks.state import progress_path, read_json
 
 _PROGRESS_SECONDS = 15.0
+_KEPT_SECONDS = 2.0
 _NETWORK = re.compile(
     r"timed? ?out|connection|temporar|unreachable|resolve|network|\b(429|500|502|503|504)\b", re.IGNORECASE
 )
@@ -39,22 +41,35 @@ class Run:
         self.failures: dict[str, SparseKDError] = {}
         self._free = threading.Condition()
         self._side_by_side = side_by_side
-        self._running = 0
-        self._alone = False
+        self._stages_behind = stages_behind(graph)
+        self._waiting: set[str] = set()
+        self._running: set[str] = set()
+        self._done: set[str] = set()
+        self._expected: dict[str, float] = {}
+        """Stages whose inputs have just become whole, until when their place is kept for them."""
 
     @contextlib.contextmanager
-    def slot(self, alone: bool) -> Iterator[None]:
-        """One of the places for stages side by side; with `alone`, all of them (timings need the machine)."""
+    def slot(self, spec: StageSpec) -> Iterator[None]:
+        """One of the places for stages side by side; for a stage that runs alone, all of them.
+
+        Of those that wait, the one with most stages behind it goes first, so that the longest chain never waits for
+        a stage that only the report needs.
+        """
         with self._free:
-            self._free.wait_for(lambda: self._ended() or self._has_place(alone))
-            self._running += 1
-            self._alone = self._alone or alone
+            self._waiting.add(spec.name)
+            while not (self._ended() or self._has_place(spec)):
+                self._free.wait(timeout=_KEPT_SECONDS)
+            self._waiting.discard(spec.name)
+            self._expected.pop(spec.name, None)
+            self._running.add(spec.name)
+            self._free.notify_all()
         try:
             yield
         finally:
             with self._free:
-                self._running -= 1
-                self._alone = self._alone and not alone
+                self._running.discard(spec.name)
+                self._done.add(spec.name)
+                self._expect_what_became_ready(spec)
                 self._free.notify_all()
 
     def fail(self, stage: str, error: SparseKDError) -> None:
@@ -79,8 +94,25 @@ class Run:
     def _ended(self) -> bool:
         return self.stopping.is_set() or bool(self.failures)
 
-    def _has_place(self, alone: bool) -> bool:
-        return self._running == 0 if alone else self._running < self._side_by_side and not self._alone
+    def _has_place(self, spec: StageSpec) -> bool:
+        if any(self.graph[name].alone for name in self._running):
+            return False
+        if spec.alone:  # timings need the machine
+            return not self._running
+        return len(self._running) < self._side_by_side and not self._more_urgent(spec)
+
+    def _more_urgent(self, spec: StageSpec) -> bool:
+        now = time.monotonic()
+        rivals = self._waiting | {name for name, until in self._expected.items() if now < until}
+        behind = self._stages_behind
+        return any(behind[name] > behind[spec.name] and not self.graph[name].alone for name in rivals)
+
+    def _expect_what_became_ready(self, ended: StageSpec) -> None:
+        """Prefect takes a moment to start what waited for `ended`; a lesser stage would take its place meanwhile."""
+        for name, spec in self.graph.items():
+            needed = upstream(spec, self.graph)
+            if ended.name in needed and self._done.issuperset(needed):
+                self._expected[name] = time.monotonic() + _KEPT_SECONDS
 
 
 def stage_task(spec: StageSpec) -> Any:
@@ -103,7 +135,7 @@ def stage_task(spec: StageSpec) -> Any:
 def _run_stage(name: str, run: Run) -> State[StageResult] | State[Any]:
     spec = run.graph[name]
     logger = get_run_logger()
-    with run.slot(spec.alone):
+    with run.slot(spec):
         if reason := run.why_not():
             return Cancelled(name="NotRun", message=f"Not started: {reason}.")
         try:

@@ -167,6 +167,7 @@ class MadeUpRun:
             "variant": variant,
             "parameters": parameters(variant),
             "bytes": 2 * parameters(variant)["total"] + 32_608,
+            "checkpoint_dtype": "bfloat16",
             "dtype": "bfloat16",
             "perplexity": {corpus: perplexity(sums) for corpus, sums in documents.items()},
             "agreement": {corpus: agreement(sums) for corpus, sums in documents.items()},

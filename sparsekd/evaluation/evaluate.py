@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Evaluate
+from sparsekd.decoding import greedy, stop_tokens
 from sparsekd.distillation.teacher import TeacherCache
-from sparsekd.evaluation.decoding import greedy
 from sparsekd.evaluation.lm_eval_adapter import TaskRun, run_tasks
 from sparsekd.evaluation.perplexity import DocumentSums, document_sums
-from sparsekd.evaluation.prompts import answer_prompts, chat_prompts, is_degenerate, stop_tokens
+from sparsekd.evaluation.prompts import answer_prompts, chat_prompts, is_degenerate
 from sparsekd.evaluation.results import Agreement, Evaluation, Perplexity
-from sparsekd.models import count_parameters, load_model, load_tokenizer
+from sparsekd.models import count_parameters, declared_dtype, load_model, load_tokenizer
 from sparsekd.progress import Progress, silent
 
 CHAT = "chat"
@@ -62,6 +62,7 @@ def evaluate_model(
         variant=variant,
         parameters=count_parameters(model),
         bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        checkpoint_dtype=str(declared_dtype(path)).removeprefix("torch."),
         dtype=config.dtype,
         perplexity={corpus: _perplexity(found, config.seed) for corpus, found in sums.items()},
         agreement={

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsekd.calibration.chat import prompt_ids
 from sparsekd.calibration.packing import NOT_SCORED, Packed
-from sparsekd.evaluation.decoding import greedy
+from sparsekd.decoding import greedy, prompt_ids, stop_tokens
 from sparsekd.progress import Progress, silent
 
 REPEATED_NGRAM = 4
@@ -38,13 +37,6 @@ def chat_prompts(chat: Packed) -> tuple[list[list[int]], int]:
         if bool(scored.any()) and first > 0:
             prompts.append(ids[:first].tolist())
     return prompts, int(answered.sum(1).max()) if len(answered) else 0
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer: what generation_config.json says, and the tokenizer's own end of text."""
-    stop = model.generation_config.eos_token_id if model.generation_config else None
-    found = set(stop) if isinstance(stop, (list, tuple)) else {stop}
-    return frozenset(token for token in found | {tokenizer.eos_token_id} if isinstance(token, int))
 
 
 def answer_prompts(

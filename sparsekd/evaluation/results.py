@@ -41,11 +41,15 @@ class TaskScore(_Result):
 
 
 class Evaluation(_Result):
-    """All that was measured on one checkpoint. `bytes` are those of its safetensors files."""
+    """All that was measured on one checkpoint. `bytes` are those of its safetensors files, stored in `checkpoint_dtype`.
+
+    `dtype` is what it was evaluated in.
+    """
 
     variant: str
     parameters: dict[str, int]
     bytes: int
+    checkpoint_dtype: str
     dtype: str
     perplexity: dict[str, Perplexity] = {}
     agreement: dict[str, Agreement] = {}

@@ -90,8 +90,9 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Time the checkpoints `models` (a name of the variant to its directory; "dense" must be one of them).
 
-    Returns benchmark.json: settings, host, models, ratio, predicted, profile. Raises ResourceError when a process dies.
+    `runtime` tells device and threads; how OpenMP waits is the benchmark's own setting. Returns benchmark.json: settings, host, models, ratio, predicted, profile. Raises ResourceError when a process dies.
     """
+    runtime = runtime.model_copy(update={"openmp_wait": settings.openmp_wait})
     with _workers(models, settings, runtime) as workers:
         descriptions = {name: worker.receive() for name, worker in workers.items()}
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
@@ -109,7 +110,6 @@ def run_benchmark(
         "settings": {
             **settings.model_dump(),
             "threads": described["threads"],
-            "openmp_wait": runtime.openmp_wait,
             "device": described["device"],
         },
         "host": describe_host(),

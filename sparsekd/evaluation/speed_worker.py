@@ -85,7 +85,7 @@ class Timed:
             return {"prefill": prefill, "decode": {name: value * wanted / count for name, value in decode.items()}}
 
     def _steps(self, decode_tokens: int) -> Iterator[torch.Tensor]:
-        from sparsekd.evaluation.decoding import greedy_steps
+        from sparsekd.decoding import greedy_steps
 
         return greedy_steps(self.model, self.ids, None, 1 + decode_tokens)
 

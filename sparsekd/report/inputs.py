@@ -78,6 +78,7 @@ class Evaluation(Loose):
 
     parameters: Parameters
     bytes: int
+    checkpoint_dtype: str | None = None
     dtype: str | None = None
     perplexity: dict[str, PerplexityFile] = {}
     agreement: dict[str, AgreementFile] = {}

@@ -81,6 +81,7 @@ def _variant(inputs: ReportInputs, name: str, counted: list[str], warnings: list
     return Variant(
         parameters=evaluation.parameters,
         bytes=evaluation.bytes,
+        checkpoint_dtype=evaluation.checkpoint_dtype,
         dtype=evaluation.dtype,
         perplexity={corpus: _perplexity(corpus, name, ours, dense, warnings) for corpus in evaluation.perplexity},
         agreement={

@@ -147,8 +147,9 @@ class Variant(Record):
     """One of the three models."""
 
     parameters: Parameters
-    bytes: int = Field(description="Of its safetensors, at `dtype`.")
-    dtype: str | None = Field(None, description="dtype of checkpoint and evaluation.")
+    bytes: int = Field(description="Of its safetensors, at `checkpoint_dtype`.")
+    checkpoint_dtype: str | None = Field(None, description="dtype of the checkpoint's weights.")
+    dtype: str | None = Field(None, description="dtype of the evaluation.")
     perplexity: dict[str, Perplexity] = Field(default_factory=dict, description="By corpus.")
     agreement: dict[str, Agreement] = Field(default_factory=dict, description="By corpus.")
     repetition: dict[str, float] = Field(default_factory=dict, description="Share of degenerate repetition, by corpus.")

@@ -59,10 +59,11 @@ def _size(summary: Summary) -> Group:
     def checkpoint(variant: Variant) -> Cell:
         return Cell(f.size(variant.bytes), share(variant.bytes, dense.bytes))
 
+    stored = dense.checkpoint_dtype
     rows = [
         _row(summary, "Parameters", total),
         _row(summary, "of which FFN", ffn),
-        _row(summary, "Checkpoint", checkpoint, f"{dense.dtype} safetensors" if dense.dtype else "safetensors"),
+        _row(summary, "Checkpoint", checkpoint, f"{stored} safetensors" if stored else "safetensors"),
     ]
     return Group("Size", tuple(rows))
 

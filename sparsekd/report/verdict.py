@@ -32,7 +32,7 @@ def _headline(summary: Summary) -> str:
     model = summary.variants.distilled
     total = summary.reduction.total
     size = f"{f.percent(total)} fewer parameters" if total > 0 else "No parameter removed"
-    clauses = [size, _pace_clause(model), _task_clause(model) or _perplexity_clause(model)]
+    clauses = [size, _pace_clause(model), _task_clause(model) or _perplexity_clause(summary)]
     return f.sentence(", ".join(clause for clause in clauses if clause))
 
 
@@ -59,9 +59,10 @@ def _task_clause(model: Variant) -> str:
     return f"mean task score {change} {'below' if mean.difference.value < 0 else 'above'} the dense model"
 
 
-def _perplexity_clause(model: Variant) -> str:
-    ratios = [found.ratio.value for found in model.perplexity.values() if found.ratio]
-    return f"test perplexity {f.ratio(ratios[0])} the dense model's on {next(iter(model.perplexity))}" if ratios else ""
+def _perplexity_clause(summary: Summary) -> str:
+    ratios = _shown_ratios(summary)
+    name = next(iter(ratios), None)
+    return f"test perplexity {f.ratio(ratios[name])} the dense model's on {name}" if name else ""
 
 
 def paces_of(model: Variant) -> dict[str, Pace]:
@@ -75,16 +76,23 @@ def paces_of(model: Variant) -> dict[str, Pace]:
 
 def _likeness(summary: Summary) -> str:
     model, pruned = summary.variants.distilled, summary.variants.pruned
-    ratios = {name: found.ratio.value for name, found in model.perplexity.items() if found.ratio}
+    ratios = _shown_ratios(summary)
     sentences = []
     if ratios:
-        shown = [name for name in ratios if _trained(summary, name)] or list(ratios)[:2]
-        parts = [f"{f.ratio(ratios[name])} on {name}{_before(pruned, name)}" for name in shown]
+        parts = [f"{f.ratio(ratio)} on {name}{_before(pruned, name)}" for name, ratio in ratios.items()]
         sentences.append(f"against the dense model, test perplexity is {f.listing(parts)}")
     top1 = [found.top1.value for found in model.agreement.values()]
     if top1:
         sentences.append(f"on {f.percent(sum(top1) / len(top1))} of test tokens both rank the same next token first")
     return f.sentence("; ".join(sentences)) if sentences else ""
+
+
+def _shown_ratios(summary: Summary) -> dict[str, float]:
+    """Perplexity against dense on what it was distilled on; on the first two corpora where none of those is tested."""
+    model = summary.variants.distilled
+    ratios = {name: found.ratio.value for name, found in model.perplexity.items() if found.ratio}
+    trained = {name: ratio for name, ratio in ratios.items() if _trained(summary, name)}
+    return trained or dict(list(ratios.items())[:2])
 
 
 def _before(pruned: Variant, corpus: str) -> str:

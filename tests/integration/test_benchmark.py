@@ -40,7 +40,7 @@ def test_rounds_ratios_and_profile(tiny_llama_dir: Path) -> None:
         "batch_size": 2,
         "dtype": "float32",
         "threads": 1,
-        "openmp_wait": "passive",
+        "openmp_wait": "active",
         "device": "cpu",
     }
     for measured in found["models"].values():

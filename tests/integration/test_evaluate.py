@@ -17,9 +17,9 @@ import yaml
 from sparsekd.artifacts import Artifact, writing
 from sparsekd.calibration.packing import CalibrationSet, pack, pad
 from sparsekd.config import Evaluate, RunConfig
+from sparsekd.decoding import greedy
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
-from sparsekd.evaluation.decoding import greedy
 from sparsekd.models import feed_forwards, load_model, load_tokenizer, save_checkpoint, set_width
 from tests.small_benchmarks import write_benchmarks
 

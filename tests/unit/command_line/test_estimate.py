@@ -67,12 +67,20 @@ def test_only_what_runs_counts(tmp_path: Path) -> None:
 
 def test_earlier_runs_correct_the_estimate(tmp_path: Path) -> None:
     before = estimate(tmp_path, RunConfig(), DENSE, ["distill", "prune"], measure=False)
-    StageState("distill", "done", 0.0, 1.0, seconds=3 * before.seconds["distill"]).write(tmp_path)
-    StageState("prune", "cached", 0.0, 1.0, seconds=1.0).write(tmp_path)
+    StageState("distill", "done", 100.0, 100.0 + 3 * before.seconds["distill"]).write(tmp_path)
+    StageState("prune", "cached", 100.0, 101.0).write(tmp_path)
     remember_timings(tmp_path, RunConfig(), DENSE, ["distill", "prune"])
     after = estimate(tmp_path, RunConfig(), DENSE, ["distill", "prune"], measure=False)
     assert after.seconds["distill"] == pytest.approx(3 * before.seconds["distill"], rel=1e-3)
     assert after.seconds["prune"] == before.seconds["prune"]
+
+
+def test_stages_side_by_side_share_the_time(tmp_path: Path) -> None:
+    StageState("teacher", "done", 100.0, 140.0).write(tmp_path)
+    StageState("prune", "done", 120.0, 200.0).write(tmp_path)
+    remember_timings(tmp_path, RunConfig(), DENSE, ["teacher", "prune"])
+    seconds = estimate(tmp_path, RunConfig(), DENSE, ["teacher", "prune"], measure=False).seconds
+    assert seconds == {"teacher": pytest.approx(20 + 10, rel=1e-3), "prune": pytest.approx(10 + 60, rel=1e-3)}
 
 
 def test_the_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

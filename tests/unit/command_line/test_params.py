@@ -165,7 +165,7 @@ def test_a_setting_is_read_by_its_type(setting: str, key: str, value: Any) -> No
         ("calibrate.tokens=many", "calibrate.tokens is 'many'; it must be a valid integer"),
         ("runtime.device=tpu", "runtime.device is 'tpu'; it must be 'auto', 'cpu' or 'cuda'."),
         ("evaluate.tasks=[sciq", "evaluate.tasks is '[sciq', which is no YAML list"),
-        ("calibrate.tokens=1024", "prune.statistics_tokens is 98304; it must not exceed calibrate.tokens = 1024."),
+        ("distill.tokens=200000", "distill.tokens is 200000; it must not exceed calibrate.tokens = 122880."),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_with_place_found_and_allowed(setting: str, message: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sparsekd.calibration.packing import pad
-from sparsekd.evaluation.decoding import greedy
-from sparsekd.evaluation.prompts import answer_prompts, chat_prompts, is_degenerate, stop_tokens
+from sparsekd.decoding import greedy, stop_tokens
+from sparsekd.evaluation.prompts import answer_prompts, chat_prompts, is_degenerate
 from sparsekd.models import load_model, load_tokenizer
 
 
@@ -31,13 +31,13 @@ def test_greedy_equals_full_recomputation(make_model: Callable[..., Path], famil
     assert greedy(model, prompts, 8) == [slow_greedy(model, prompt, 8) for prompt in prompts]
 
 
-def test_an_answer_ends_before_its_first_stop_token(tiny_llama_dir: Path) -> None:
+def test_an_answer_ends_with_its_first_stop_token(tiny_llama_dir: Path) -> None:
     model = load_model(tiny_llama_dir)
     prompts = [[7, 9, 30], [100, 5, 6, 8]]
     free = greedy(model, prompts, 10)
     stop = free[0][3]
     for answer, whole in zip(greedy(model, prompts, 10, {stop}), free, strict=True):
-        assert answer == (whole[: whole.index(stop)] if stop in whole else whole)
+        assert answer == (whole[: whole.index(stop) + 1] if stop in whole else whole)
 
 
 def test_no_prompt_and_no_token_give_no_answer(tiny_llama_dir: Path) -> None:
@@ -60,7 +60,10 @@ def test_a_tokenizer_without_template_answers_the_raw_text(tiny_llama_dir: Path)
     tokenizer.chat_template = None
     ids = tokenizer("the river")["input_ids"]
     answer = answer_prompts(model, tokenizer, ["the river"], 6)[0]["answer"]
-    assert answer == tokenizer.decode(greedy(model, [ids], 6, {tokenizer.eos_token_id})[0]).strip()
+    assert (
+        answer
+        == tokenizer.decode(greedy(model, [ids], 6, {tokenizer.eos_token_id})[0], skip_special_tokens=True).strip()
+    )
 
 
 def test_prompts_come_back_from_the_packed_chat_corpus() -> None:

@@ -1,17 +1,35 @@
-"""Plain greedy decoding with a key-value cache: one loop for answers and for the speed benchmark."""
+"""Plain greedy decoding with a key-value cache: one loop for chat, answers, `generate` and the speed benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsekd.progress import Progress, silent
 
 _AT_ONCE = 64  # prompts decoded together: they are short, and a step reads all weights whatever their number
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The prompt as the model expects it: through its chat template, or as it stands when it has none."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+    return cast(list[int], tokenizer(prompt)["input_ids"])
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: what generation_config.json says, and the tokenizer's own end of text."""
+    stop = model.generation_config.eos_token_id if model.generation_config else None
+    found = set(stop) if isinstance(stop, (list, tuple)) else {stop}
+    return frozenset(token for token in found | {tokenizer.eos_token_id} if isinstance(token, int))
 
 
 @torch.inference_mode()
@@ -22,7 +40,7 @@ def greedy(
     stop: Collection[int] = (),
     progress: Progress = silent,
 ) -> list[list[int]]:
-    """The most probable continuation of each prompt, token by token, up to its first stop token (left out).
+    """The most probable continuation of each prompt, token by token, up to and including its first stop token.
 
     Prompts are decoded together, those of similar length in one batch, padded on the left.
     """
@@ -51,10 +69,9 @@ def _decode(
     for tokens in greedy_steps(model, ids.to(model.device), mask.to(model.device), max_new_tokens):
         for row, token in enumerate(tokens.tolist()):
             if row in running:
+                answers[row].append(token)
                 if token in stop:
                     running.discard(row)
-                else:
-                    answers[row].append(token)
         if not running:
             break
     return answers
