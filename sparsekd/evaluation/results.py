@@ -41,10 +41,7 @@ class TaskScore(_Result):
 
 
 class Evaluation(_Result):
-    """All that was measured on one checkpoint. `bytes` are those of its safetensors files, stored in `checkpoint_dtype`.
-
-    `dtype` is what it was evaluated in.
-    """
+    """All that was measured on one checkpoint, in `dtype`. `bytes` are of its safetensors, in `checkpoint_dtype`."""
 
     variant: str
     parameters: dict[str, int]

@@ -90,7 +90,8 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Time the checkpoints `models` (a name of the variant to its directory; "dense" must be one of them).
 
-    `runtime` tells device and threads; how OpenMP waits is the benchmark's own setting. Returns benchmark.json: settings, host, models, ratio, predicted, profile. Raises ResourceError when a process dies.
+    `runtime` tells device and threads; how OpenMP waits is the benchmark's own setting.
+    Returns benchmark.json: settings, host, models, ratio, predicted, profile. Raises ResourceError when a process dies.
     """
     runtime = runtime.model_copy(update={"openmp_wait": settings.openmp_wait})
     with _workers(models, settings, runtime) as workers:
