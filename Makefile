@@ -41,8 +41,9 @@ setup: $(VENV)/.ready
 # The stamp is newer than lock and project file, or the environment is brought up to date
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@echo "setting up $(VENV) (a few minutes, once)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || rm -rf $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("sparsekd needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Run make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import sys; sys.exit("sparsekd needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Run make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -178,11 +178,12 @@ def generate(
     ],
     prompt: Annotated[str, typer.Option("--prompt", help="What to answer.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to write.")] = 128,
+    device: Device = None,
 ) -> None:
     """Answer a prompt with a checkpoint, greedily, through its chat template where it has one."""
     from flows import steps
 
-    steps.generate(directory, prompt, max_new_tokens)
+    steps.generate(directory, prompt, max_new_tokens, steps.Options(device=device))
 
 
 @app.command(

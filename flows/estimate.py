@@ -91,7 +91,7 @@ def estimate(root: Path, config: RunConfig, model: dict[str, Any], stages: list[
     flops = known.flops or _known_flops(root, config) or (matrix_flops(root, config) if measure else _ASSUMED_FLOPS)
     raw = predicted_seconds(config, model, made, flops)
     seconds = {name: raw.get(_base(name), _START_SECONDS) * known.factors.get(name, 1.0) for name in stages}
-    return Estimate(seconds, memory_bytes(config, model, made), disk_bytes(config, model, made, stages))
+    return Estimate(seconds, memory_bytes(config, model, made, stages), disk_bytes(config, model, made, stages))
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,40 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     }
 
 
-def memory_bytes(config: RunConfig, model: dict[str, Any], made: Compressed) -> int:
-    """Peak memory of the heaviest stage: distill (float32 weights, Adam, activations) or evaluate (logits)."""
+def memory_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:
+    """Peak memory of `stages`: the two heaviest may run side by side."""
+    known = stage_memory(config, model, made)
+    needed = [known.get(_base(name), _LIBRARIES) for name in stages]
+    together = sum(sorted(n for n, name in zip(needed, stages, strict=True) if name != "benchmark")[-2:])
+    return int(max([together, *needed]))
+
+
+def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> dict[str, float]:
+    """Peak memory of each stage that loads a model, in bytes: libraries, weights, activations, optimiser, logits."""
     hidden, vocabulary, layers = model["hidden_size"], model["vocab_size"], model["num_hidden_layers"]
-    step = config.distill.batch_size * config.calibrate.sequence_length
-    trained = made.pruned["ffn"]
+    length = config.calibrate.sequence_length
+    dense, step = 4 * made.dense["total"], config.distill.batch_size * length
     activations = step * layers * (12 * hidden + 4 * made.new_width) * 4
-    distill = 4 * made.pruned["total"] + 3 * 4 * trained + activations + 4 * min(step, 512) * vocabulary * 4
-    evaluate = made.dense_bytes + config.evaluate.batch_size * config.calibrate.sequence_length * vocabulary * 6
-    prune = 4 * made.dense["total"] + 2 * 4 * config.prune.statistics_tokens * hidden + 4 * 8 * made.old_width**2
-    return int(_LIBRARIES + max(distill, evaluate, prune))
+    statistics = config.prune.statistics_tokens
+    batch = config.evaluate.batch_size * length
+    return {
+        "calibrate": _LIBRARIES + dense + config.calibrate.chat_prompts * vocabulary * 8,
+        "teacher": _LIBRARIES + dense + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4,
+        "prune": _LIBRARIES + dense + statistics * (8 * hidden + 2 * made.old_width) + 4 * 8 * made.old_width**2,
+        # float32 weights, gradient and two moments of what is trained, four blocks of logits
+        "distill": _LIBRARIES
+        + 4 * made.pruned["total"]
+        + 3 * 4 * made.pruned["ffn"]
+        + activations
+        + 4 * min(step, 512) * vocabulary * 4,
+        # weights in the dtype of the evaluation and in float32, logits of a chunk for both models
+        "evaluate": _LIBRARIES
+        + made.dense_bytes
+        + dense
+        + batch * (8 * hidden + 4 * made.old_width) * 4
+        + 512 * vocabulary * 12,
+        "benchmark": 3 * (_LIBRARIES / 2 + 1.3 * made.dense_bytes),
+    }
 
 
 def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:

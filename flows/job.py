@@ -56,10 +56,10 @@ def compress(request: Request) -> None:
         wanted, source = preflight.resolve_sources(settle(root, current, request, asked_in))
         changes = params.changes_of_file(root, wanted)
         describe_preset(root, wanted, console)
-        if source.terms:
-            console.print(source.terms, markup=False)
         model = preflight.dense_config(root, wanted)
         preflight.check_settings(root, wanted, model)
+        if source.terms:
+            console.print(source.terms, markup=False)
         found = staleness(root, params.edited_values(root, changes))
         if request.dry_run:
             list_changes("params.yaml would change:", changes, console)

@@ -30,6 +30,8 @@ from tasks.process import read_params
 PRESETS = ("smoke", "default", "quality")
 KEPT_SECTIONS = ("runtime", "model", "texts")
 """Sections that no preset sets."""
+RESOLVED = {"model.revision", "texts.revisions", "evaluate.include_revision"}
+"""Settings that a run writes itself: hashes and commits of the sources."""
 _ABSENT: Any = object()
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 _SWITCHES = {"on", "off", "yes", "no", "y", "n"}
@@ -132,7 +134,7 @@ def changes_of_file(root: Path, config: RunConfig) -> list[Change]:
 def changes_from_preset(config: RunConfig, root: Path | None = None) -> list[Change]:
     """What `config` has otherwise than its preset, without the resolved revisions."""
     changes = differences(load_preset(config.preset, root), config)
-    return [change for change in changes if change.key not in {"model.revision", "texts.revisions"}]
+    return [change for change in changes if change.key not in RESOLVED]
 
 
 def with_preset(config: RunConfig, name: str, root: Path | None = None) -> RunConfig:
@@ -155,16 +157,19 @@ def with_settings(config: RunConfig, settings: list[str], source: str = "params.
         key, value = parse_setting(setting)
         section, _, name = key.rpartition(".")
         target = values[section] if section else values
+        same = target[name] == (tuple(value) if isinstance(value, list) else value)
         target[name] = value
-        if key == "model.source":
+        if key == "model.source" and not same:
             values["model"]["revision"] = None
-        if key == "texts.sources":
+        if key == "texts.sources" and not same:
             values["texts"]["revisions"] = None
     return parse_config(values, source)
 
 
 def with_texts(config: RunConfig, sources: list[str]) -> RunConfig:
-    """`config` with other text sources, not resolved yet."""
+    """`config` with other text sources, not resolved yet; the same ones stay resolved."""
+    if tuple(sources) == config.texts.sources:
+        return config
     values = config.model_dump()
     values["texts"] |= {"sources": sources, "revisions": None}
     return parse_config(values, "your --texts options")

@@ -8,6 +8,7 @@ from typing import Any
 
 from flows import machine
 from flows.estimate import Estimate, compressed
+from sparsekd.artifacts import hash_directory
 from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
 from sparsekd.evaluation.packaged_tasks import check_tasks
@@ -45,6 +46,9 @@ def resolve_sources(config: RunConfig) -> tuple[RunConfig, ResolvedModel]:
     values = config.model_dump()
     values["model"] |= {"source": model.source, "revision": model.revision}
     values["texts"] |= {"sources": [t.source for t in texts], "revisions": [t.revision for t in texts]}
+    include = config.evaluate.include_path
+    there = include is not None and Path(include).is_dir()
+    values["evaluate"]["include_revision"] = hash_directory(Path(include)) if include and there else None
     return parse_config(values), model
 
 
@@ -121,7 +125,7 @@ def check_device(config: RunConfig) -> None:
     if fault:
         raise ResourceError(
             f"runtime.device is cuda, but {fault}. Set it to cpu or auto (`--device cpu`), or install a CUDA build of "
-            "torch (`make TORCH_INDEX=URL`)."
+            "torch (`rm -rf .venv && make setup TORCH_INDEX=URL`)."
         )
 
 

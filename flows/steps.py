@@ -82,15 +82,15 @@ def evaluate(model: str, dense: str | None, out: Path | None, texts: list[str] |
     _report(result, out)
 
 
-def generate(directory: str, prompt: str, max_new_tokens: int) -> None:
+def generate(directory: str, prompt: str, max_new_tokens: int, options: Options) -> None:
     """`sparsekd generate`."""
-    config = RunConfig()
+    config = options.config()
     preflight.check_layout(directory, model_config(directory))
-    prepare_process(config.runtime)
+    preflight.check_device(config)
     with _working("generate"):
         from sparsekd import api
 
-        answer = api.generate(directory, prompt, max_new_tokens)
+        answer = api.generate(directory, prompt, max_new_tokens, config=config)
     print(answer)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sparsekd.artifacts import writing
+from sparsekd.artifacts import hash_directory, writing
 from sparsekd.calibration.build import Built, build_calibration
 from sparsekd.calibration.corpora import read_corpora
 from sparsekd.calibration.packing import CalibrationSet
@@ -78,7 +78,7 @@ def distill(
     trained_on = {name: built.data.validation[name] for name in built.facts["trained_on"]}
     data = CalibrationSet(built.data.calibration, trained_on, {})
     cache = _teacher_cache(dense, data, work / "teacher", config, progress)
-    identity = f"{student.resolve()} {dense.resolve()} {config.calibrate} {config.texts}"
+    identity = f"{hash_directory(student)} {hash_directory(dense)} {config.calibrate} {config.texts}"
     with writing(Path(out), "distill", config.model_dump(mode="json"), {}) as draft:
         curriculum = Curriculum(data.calibration, data.validation, cache)
         draft.facts |= distill_checkpoint(
@@ -133,10 +133,12 @@ def evaluate(
     return found if out is not None else found.model_copy(update={"command": None})  # its task files are gone
 
 
-def generate(model: str | Path, prompt: str, max_new_tokens: int = 128) -> str:
+def generate(model: str | Path, prompt: str, max_new_tokens: int = 128, *, config: RunConfig | None = None) -> str:
     """The model's greedy answer to `prompt`, through its chat template where it has one."""
+    runtime = (config or RunConfig()).runtime
+    use_threads(runtime)
     path = local_checkpoint(str(model))[0]
-    network, tokenizer = load_model(path), load_tokenizer(path)
+    network, tokenizer = load_model(path, device=resolve_device(runtime)), load_tokenizer(path)
     ids = greedy(network, [prompt_ids(tokenizer, prompt)], max_new_tokens, stop_tokens(network, tokenizer))[0]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 

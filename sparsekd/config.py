@@ -147,6 +147,9 @@ class Evaluate(Section):
     num_fewshot: int | None = Field(None, ge=0, description="Examples in the prompt; by default what the task says.")
     apply_chat_template: bool = Field(False, description="Wrap each request in the model's chat template.")
     include_path: str | None = Field(None, description="A directory with lm-eval task definitions of your own.")
+    include_revision: str | None = Field(
+        None, description="Content hash of that directory; resolved and written here before a run."
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Weights and compute of the evaluation.")
     batch_size: int = Field(8, ge=1, description="Sequences or requests a forward pass.")
     seed: int = Field(1234, ge=0, description="Choice of rows, and the bootstrap.")

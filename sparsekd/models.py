@@ -5,8 +5,10 @@ A family is one entry in sparsekd/families.py: everything else is shared code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -126,9 +128,10 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | tor
         )
     check_tensors(path)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
-        )
+        with _errors_only():  # its report of wrong keys takes a page; ours is a sentence
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} does not load: {' '.join(str(error).split())[:300]}") from None
     model, info = loaded
@@ -138,6 +141,17 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | tor
             raise ModelError(f"{path} has {kind.replace('_', ' ')}: {names}. The checkpoint is incomplete or damaged.")
     feed_forwards(model)
     return cast(PreTrainedModel, model.to(device).eval())
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Transformers logs nothing below an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def check_tensors(path: Path) -> None:
@@ -169,6 +183,9 @@ def declared_dtype(path: Path) -> torch.dtype:
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
+_MORE_TEMPLATES = "additional_chat_templates"
+
+
 def save_checkpoint(model: PreTrainedModel, source: Path, out: Path) -> None:
     """Write a stock checkpoint to `out`: weights in the dtype that `source` declares, all else as `source` has it.
 
@@ -188,6 +205,8 @@ def save_checkpoint(model: PreTrainedModel, source: Path, out: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and _is_companion(file):
             shutil.copyfile(file, out / file.name)
+    if (source / _MORE_TEMPLATES).is_dir():
+        shutil.copytree(source / _MORE_TEMPLATES, out / _MORE_TEMPLATES, dirs_exist_ok=True)
 
 
 def _is_companion(file: Path) -> bool:

@@ -49,7 +49,7 @@ def resolve_device(runtime: Runtime) -> torch.device:
     if runtime.device == "cuda" and not available:
         raise ResourceError(
             "runtime.device is cuda; no CUDA device was found. Set runtime.device to cpu or auto, "
-            "or install a CUDA build (`make TORCH_INDEX=URL`)."
+            "or install a CUDA build (`rm -rf .venv && make setup TORCH_INDEX=URL`)."
         )
     return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
 

@@ -8,20 +8,19 @@ def calibrate(stage: Stage) -> None:
     import torch
 
     from sparsekd.calibration.build import build_calibration
-    from sparsekd.calibration.corpora import read_benchmark_rows, read_corpora
+    from sparsekd.calibration.corpora import read_corpora
     from sparsekd.models import load_model, load_tokenizer
     from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     dense = stage.artifact("data/raw/model").path
-    texts, benchmarks = stage.artifact("data/raw/texts"), stage.artifact("data/raw/benchmarks")
+    texts = stage.artifact("data/raw/texts")
     # float32: with padding, bfloat16 attention was seen to change greedy answers for the worse
     model = load_model(dense, torch.float32, resolve_device(stage.config.runtime))
     built = build_calibration(
         read_corpora(texts.path, texts.facts),
         load_tokenizer(dense),
         stage.config.calibrate,
-        read_benchmark_rows(benchmarks.path, benchmarks.facts),
         model,
         stage.progress,
     )

@@ -13,19 +13,27 @@ def evaluate(stage: Stage) -> None:
     from sparsekd.calibration.packing import CalibrationSet
     from sparsekd.distillation.teacher import TeacherCache
     from sparsekd.evaluation.evaluate import evaluate_model
+    from sparsekd.evaluation.overlap import benchmark_overlap, read_benchmark_rows
+    from sparsekd.models import load_tokenizer
     from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     variant = stage.spec.out.name
-    model = next(path for path in stage.inputs if path in _MODELS)
+    model = stage.artifact(next(path for path in stage.inputs if path in _MODELS)).path
+    data = CalibrationSet.load(stage.artifact("data/calibration").path)
+    benchmarks = stage.artifact("data/raw/benchmarks")
+    if variant == "dense":  # it is the same for all three
+        rows = read_benchmark_rows(benchmarks.path, benchmarks.facts)
+        for task, shared in benchmark_overlap(data.calibration, load_tokenizer(model), rows).items():
+            stage.warn(f"{shared} rows of {task} share 13 words with the calibration texts; its score may be too good.")
     found = evaluate_model(
-        stage.artifact(model).path,
+        model,
         stage.config.evaluate,
         stage.out,
         variant=variant,
-        test=CalibrationSet.load(stage.artifact("data/calibration").path).test,
+        test=data.test,
         teacher=TeacherCache.open(stage.artifact("data/teacher").path),
-        benchmarks=stage.artifact("data/raw/benchmarks").path,
+        benchmarks=benchmarks.path,
         prompts=stage.config.report.prompts,
         prompt_tokens=stage.config.report.prompt_tokens,
         device=resolve_device(stage.config.runtime),

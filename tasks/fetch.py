@@ -7,10 +7,18 @@ from tasks.process import Stage, run_stage
 
 def model(stage: Stage) -> None:
     """The dense model as a stock checkpoint."""
+    from sparsekd.errors import ModelError
     from sparsekd.sources import fetch_model
 
     config = stage.config.model
-    stage.facts["source"] = fetch_model(config.source, config.revision, stage.out, stage.progress, stage.say)
+    source = stage.facts["source"] = fetch_model(config.source, config.revision, stage.out, stage.progress, stage.say)
+    if source["kind"] != "catalogue":  # whose bytes are known; any other is loaded once, before work is built on it
+        from sparsekd.models import load_model
+
+        try:
+            load_model(stage.out)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(stage.out), config.source)) from None
 
 
 def texts(stage: Stage) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ _POLL_SECONDS = 0.5
 def repair(root: Path) -> list[str]:
     """End what still runs of an earlier run and clear DVC's stale records; what was done, a line each."""
     lines = [f"ended what a killed run had left of {name}" for name in end_recorded_groups(root)]
-    for partial in (root / FOLDER).rglob("*.partial"):
-        partial.unlink(missing_ok=True)
+    for partial in sorted((root / FOLDER).rglob("*.partial")):  # a folder before what is in it
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
     if clear_stale_rwlock(root):
         lines.append("removed the locks of a killed DVC process")
     if _lock_file_is_broken(root / "dvc.lock"):

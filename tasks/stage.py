@@ -26,7 +26,7 @@ from tasks.state import progress_path, read_json
 _PROGRESS_SECONDS = 15.0
 _KEPT_SECONDS = 2.0
 _NETWORK = re.compile(
-    r"timed? ?out|connection|temporar|unreachable|resolve|network|\b(429|500|502|503|504)\b", re.IGNORECASE
+    r"timed? ?out|connection|temporar|unreachable|cannot be reached|\b(429|500|502|503|504)\b", re.IGNORECASE
 )
 _CACHED = {"unchanged": "nothing it depends on has changed", "restored": "restored from DVC's cache"}
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsekd.calibration.chat import chat_corpus
 from sparsekd.calibration.corpora import Corpus
 from sparsekd.calibration.packing import CalibrationSet, Packed, interleave, pack
-from sparsekd.calibration.split import Split, benchmark_overlap, refuse_overlap, split_documents
+from sparsekd.calibration.split import Role, Split, refuse_overlap, split_documents
 from sparsekd.config import Calibrate
 from sparsekd.errors import ConfigError, SourceError
 from sparsekd.progress import Progress, silent
@@ -32,7 +32,6 @@ def build_calibration(
     corpora: Sequence[Corpus],
     tokenizer: PreTrainedTokenizerBase,
     config: Calibrate,
-    benchmarks: dict[str, list[str]] | None = None,
     model: PreTrainedModel | None = None,
     progress: Progress = silent,
 ) -> Built:
@@ -40,18 +39,20 @@ def build_calibration(
 
     Calibration sequences alternate between the calibration corpora, in equal shares. Held-out documents contribute
     their first window only, so that a corpus counts many documents and its interval means something. Raises
-    SourceError for overlap between parts and for a corpus that is too short; overlap with `benchmarks` is a warning.
+    SourceError for overlap between parts and for a corpus that is too short.
     """
-    splits = {corpus.name: _split(corpus, tokenizer, config) for corpus in corpora}
+    texts = {corpus.name: [_render(d, tokenizer, corpus.name) for d in corpus.documents] for corpus in corpora}
+    splits = {corpus.name: _split(texts[corpus.name], corpus.role, config) for corpus in corpora}
+    short = {name: sum(len(text) < config.minimum_characters for text in found) for name, found in texts.items()}
     refuse_overlap(splits)
     training = [corpus.name for corpus in corpora if corpus.role == "calibration"]
-    warnings = _overlap_warnings([text for name in training for text in splits[name].calibration], benchmarks or {})
+    warnings: list[str] = []
     share = _equal_shares(config.tokens // config.sequence_length, len(training))
     parts = []
     for number, (name, sequences) in enumerate(zip(training, share, strict=True)):
         tokens = sequences * config.sequence_length
         packed = pack(_tokenise(splits[name].calibration, tokenizer, tokens), config.sequence_length, tokens)
-        _require(name, "calibration", len(packed.input_ids), sequences, config)
+        _require(name, "calibration", len(packed.input_ids), sequences, config, short[name])
         parts.append(packed)
         progress(number + 1, len(corpora) + len(training), "corpora")
     validation: dict[str, Packed] = {}
@@ -59,7 +60,7 @@ def build_calibration(
     for number, corpus in enumerate(corpora):
         for part, target in (("validation", validation), ("test", test)):
             packed = _held_out(getattr(splits[corpus.name], part), tokenizer, config)
-            _require(corpus.name, part, len(packed.input_ids), 1, config)
+            _require(corpus.name, part, len(packed.input_ids), 1, config, short[corpus.name])
             if packed.tokens < config.held_out_tokens // config.sequence_length * config.sequence_length:
                 warnings.append(
                     f"{part} of {corpus.name} holds {packed.tokens:,} tokens; "
@@ -73,10 +74,9 @@ def build_calibration(
     return Built(data, _facts(data, splits) | {"trained_on": training}, warnings)
 
 
-def _split(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, config: Calibrate) -> Split:
-    texts = (_render(document, tokenizer, corpus.name) for document in corpus.documents)
+def _split(texts: Sequence[str], role: Role, config: Calibrate) -> Split:
     long_enough = (text for text in texts if len(text) >= config.minimum_characters)
-    return split_documents(long_enough, corpus.role, config.held_out_share, config.seed)
+    return split_documents(long_enough, role, config.held_out_share, config.seed)
 
 
 def _render(document: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, corpus: str) -> str:
@@ -113,25 +113,20 @@ def _equal_shares(total: int, count: int) -> list[int]:
     return [total // count + (number < total % count) for number in range(count)]
 
 
-def _require(corpus: str, part: str, found: int, needed: int, config: Calibrate) -> None:
+def _require(corpus: str, part: str, found: int, needed: int, config: Calibrate, short: int) -> None:
     if not needed:
         raise ConfigError(
             f"calibrate.tokens is {config.tokens}; with {config.sequence_length} tokens a sequence that leaves none "
             f"for {corpus}. Raise calibrate.tokens or name fewer texts."
         )
     if found < needed:
+        left_out = f" {short:,} documents of fewer than calibrate.minimum_characters = {config.minimum_characters}"
+        left_out += " characters were left out: lower it to use them."
         raise SourceError(
             f"Corpus {corpus} is too short: its {part} part fills {found} sequences of {config.sequence_length} "
             f"tokens, {needed} are needed. Give more text, or lower calibrate.tokens or calibrate.sequence_length."
+            + (left_out if short else "")
         )
-
-
-def _overlap_warnings(calibration: Sequence[str], benchmarks: dict[str, list[str]]) -> list[str]:
-    return [
-        f"{rows} rows of {name} share a run of 13 words with the calibration texts; its score may be too good."
-        for name, rows in benchmark_overlap(calibration, benchmarks).items()
-        if rows
-    ]
 
 
 def _facts(data: CalibrationSet, splits: dict[str, Split]) -> dict[str, Any]:

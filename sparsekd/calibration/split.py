@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,20 +57,6 @@ def refuse_overlap(splits: dict[str, Split]) -> None:
                         f"A document stands both in {earlier[1]} ({earlier[0]}) and in {part} ({corpus}): "
                         f"“{' '.join(text.split())[:60]}…”. Remove it from one of the two corpora."
                     )
-
-
-def ngrams(text: str, n: int) -> set[tuple[str, ...]]:
-    """All runs of `n` words, lower case, punctuation stripped from the words' ends."""
-    words = [word for raw in text.lower().split() if (word := raw.strip(".,;:!?\"'()[]{}*_-“”‘’"))]
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-
-
-def benchmark_overlap(calibration: Sequence[str], benchmarks: dict[str, list[str]], n: int = 13) -> dict[str, int]:
-    """Rows of each benchmark that share a run of `n` words with a calibration document."""
-    known: set[tuple[str, ...]] = set()
-    for text in calibration:
-        known |= ngrams(text, n)
-    return {name: sum(not known.isdisjoint(ngrams(row, n)) for row in rows) for name, rows in benchmarks.items()}
 
 
 def _uniform(text: str) -> float:

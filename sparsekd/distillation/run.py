@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
@@ -17,6 +16,7 @@ from torch import nn
 from sparsekd.artifacts import library_versions
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Distill
+from sparsekd.distillation.curve import write_curve
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.losses import distillation_terms
 from sparsekd.distillation.state import CheckpointStore
@@ -31,10 +31,6 @@ from sparsekd.distillation.trainer import Lesson, Trainer
 from sparsekd.errors import ResourceError
 from sparsekd.models import count_parameters, lm_head, load_model, save_checkpoint
 from sparsekd.progress import Progress, silent
-
-CURVE_COLUMNS = (
-    "step", "tokens", "loss", "kl", "ce", "gradient_norm", "learning_rate", "validation_kl", "validation_ce",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def distill_checkpoint(
 
     Resumes from the folder of `checkpoints` that belongs to this configuration and `identity` (the hash of the inputs).
     """
-    compiled, warning = should_compile(config)
+    compiled, warning = should_compile(config, device)
     if warning:
         say(f"warning: {warning}")
     model = load_model(student, torch.float32, device)
@@ -112,15 +108,6 @@ def distill_checkpoint(
         "warnings": [warning] if warning else [],
     }
     return facts | conditions
-
-
-def write_curve(curve: list[dict[str, Any]], file: Path) -> None:
-    """The loss curve as CSV, one row a step."""
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, CURVE_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in curve:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def _conditions(device: torch.device, compiled: bool, config: Distill) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 _STATE = "state.json"
+_ABANDONED_SECONDS = 7 * 24 * 3600.0
 
 
 @dataclass
@@ -36,6 +38,7 @@ class CheckpointStore:
     def __init__(self, directory: Path, conditions: Mapping[str, Any]) -> None:
         """`conditions` is all that the bits depend on beside the configuration: threads, device, dtype, compiled."""
         self.directory = directory
+        self.curve = directory / "curve.csv"
         self.conditions = json.loads(json.dumps(conditions))
 
     def save(
@@ -67,7 +70,7 @@ class CheckpointStore:
 
         Returns the position and None, or None and, where there is a checkpoint that does not fit, the reason.
         """
-        found = sorted(path for path in self.directory.glob("step-*") if (path / _STATE).is_file())
+        found = sorted(path for path in self.directory.glob("step-*") if path.suffix != ".partial")
         if not found:
             return None, None
         state = json.loads((found[-1] / _STATE).read_text())
@@ -101,5 +104,8 @@ class CheckpointStore:
                 p.copy_(tensors[name])
 
     def delete(self) -> None:
-        """Forget the run: its output is whole."""
+        """Forget the run, whose output is whole, and those beside it that nobody has gone on with for a week."""
         shutil.rmtree(self.directory, ignore_errors=True)
+        for other in self.directory.parent.iterdir():
+            if other.is_dir() and time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)

@@ -40,7 +40,7 @@ def cast_frozen_projections(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 module.to(dtype)
 
 
-def should_compile(config: Distill) -> tuple[bool, str | None]:
+def should_compile(config: Distill, device: torch.device) -> tuple[bool, str | None]:
     """Whether layers are compiled, and a warning when they are not although the configuration would have it.
 
     Decided from the configuration and the machine alone, never by timing, so that a resume decides the same. Raises
@@ -48,7 +48,7 @@ def should_compile(config: Distill) -> tuple[bool, str | None]:
     """
     if config.compile == "never":
         return False, None
-    reason = _compile_obstacle()
+    reason = _compile_obstacle(device)
     if reason is None:
         return True, None
     if config.compile == "always":
@@ -56,9 +56,9 @@ def should_compile(config: Distill) -> tuple[bool, str | None]:
     return False, f"layers are not compiled: {reason}. Distillation is slower; nothing else changes."
 
 
-def _compile_obstacle() -> str | None:
+def _compile_obstacle(device: torch.device) -> str | None:
     compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None and shutil.which("clang++") is None:
+    if device.type == "cpu" and shutil.which(compiler) is None and shutil.which("clang++") is None:
         return "no C++ compiler was found (install g++)"
     for place in (sys.prefix, torch.__file__, os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):
         if " " in place:
@@ -66,7 +66,7 @@ def _compile_obstacle() -> str | None:
     try:
         torch._dynamo.reset()
         compiled = torch.compile(torch.nn.functional.silu, dynamic=False)
-        compiled(torch.zeros(64))
+        compiled(torch.zeros(64, device=device))
     except Exception as error:  # any failure of the tool chain means the same: go on without it
         return f"a trial compilation failed ({' '.join(str(error).split())[:160]})"
     return None

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Distill
+from sparsekd.distillation.curve import append_rows, write_curve
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.state import CheckpointStore, Position
 from sparsekd.errors import TrainingError
@@ -82,16 +83,20 @@ class Trainer:
         plan = batches(len(self.lesson.packed.input_ids), self.config)
         optimizer = self._optimizer()
         position = self._resume(optimizer)
+        self.store.directory.mkdir(parents=True, exist_ok=True)
+        write_curve(position.curve, self.store.curve)
+        total = self.lesson.packed.tokens * self.config.epochs
         smoothed = best = float("inf")
         while position.step < len(plan):
-            row = self._step(optimizer, plan[position.step], position.step, len(plan))
+            row = self._step(optimizer, plan[position.step], position, len(plan))
             self._check(row, position, smoothed, best)
             smoothed = row["loss"] if math.isinf(smoothed) else _SMOOTHING * smoothed + (1 - _SMOOTHING) * row["loss"]
             best = min(best, smoothed)
             position.step += 1
             position.curve.append(row)
             self._milestones(optimizer, position, len(plan))
-            self.progress(position.step, len(plan), "steps", tokens=row["tokens"], loss=row["loss"], kl=row["kl"])
+            append_rows(position.curve[-1:], self.store.curve)
+            self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"])
         if position.best_step not in (0, position.step):
             self.store.load_best(self.parameters)
             self.say(f"the weights after step {position.best_step} were best on validation text and are kept")
@@ -114,7 +119,9 @@ class Trainer:
             self.say(f"resuming after step {position.step}")
         return position or Position()
 
-    def _step(self, optimizer: torch.optim.Optimizer, rows: list[int], step: int, steps: int) -> dict[str, Any]:
+    def _step(
+        self, optimizer: torch.optim.Optimizer, rows: list[int], position: Position, steps: int
+    ) -> dict[str, Any]:
         ids, scored, targets, teacher = self.lesson.batch(rows, self.model.device)
         with self._autocast():
             hidden = final_hidden(self.model, ids)
@@ -123,14 +130,14 @@ class Trainer:
             kl, ce, gradient = self.loss(student, teacher, targets)
         student.backward(gradient.to(student.dtype))  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip))
-        rate = learning_rate(step, steps, self.config)
+        rate = learning_rate(position.step, steps, self.config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seen = step * self.config.batch_size * ids.shape[1] + ids.numel()
-        figures = {"step": step + 1, "tokens": seen, "loss": self._weigh(kl, ce), "kl": kl, "ce": ce}
+        seen = ids.numel() + (position.curve[-1]["tokens"] if position.curve else 0)
+        figures = {"step": position.step + 1, "tokens": seen, "loss": self._weigh(kl, ce), "kl": kl, "ce": ce}
         return figures | {"gradient_norm": norm, "learning_rate": rate, "validation_kl": None, "validation_ce": None}
 
     def _milestones(self, optimizer: torch.optim.Optimizer, position: Position, steps: int) -> None:
@@ -180,8 +187,11 @@ class Trainer:
             return
         what = f"the loss is {row['loss']:.4g}" if finite else "the loss or its gradient is not finite"
         last = position.step // self.config.checkpoint_every * self.config.checkpoint_every
+        kept = (
+            f"The last good checkpoint, of step {last}, is in {self.store.directory}" if last else "No checkpoint yet"
+        )
         raise TrainingError(
             f"Distillation diverged at step {row['step']}: {what} at learning rate {row['learning_rate']:.3g}. "
-            f"The last good checkpoint is that of step {last}. Lower distill.learning_rate "
+            f"{kept}; the curve is {self.store.curve}. Lower distill.learning_rate "
             f"(now {self.config.learning_rate:g}) or distill.gradient_clip, or raise distill.warmup."
         )

@@ -53,6 +53,8 @@ def evaluate_model(
     run = _run_tasks(model, tokenizer, config, out, benchmarks, path, home or out, progress)
     sums = _score_corpora(model, test or {}, teacher, config, progress)
     documents: dict[str, dict[str, list[Any]]] = {corpus: found.to_json() for corpus, found in sums.items()}
+    parameters = count_parameters(model)
+    del model  # two copies of the weights would make this the heaviest stage
     # float32: in padded batches bfloat16 attention was seen to change greedy answers for the worse
     writer = load_model(path, torch.float32, device)
     if test and CHAT in test:
@@ -60,7 +62,7 @@ def evaluate_model(
     answers = answer_prompts(writer, tokenizer, prompts, prompt_tokens, progress) if prompts else []
     evaluation = Evaluation(
         variant=variant,
-        parameters=count_parameters(model),
+        parameters=parameters,
         bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         checkpoint_dtype=str(declared_dtype(path)).removeprefix("torch."),
         dtype=config.dtype,

@@ -41,7 +41,7 @@ def definitions_root() -> Path:
     """lm-eval's own task definitions, found without importing it."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:
-        raise ResourceError("lm-eval is not installed; install the project's dependencies again (`make`).")
+        raise ResourceError("lm-eval is not installed; install the project's dependencies again (`make setup`).")
     return Path(spec.origin).resolve().parent / "tasks"  # lm-eval resolves links too: the paths are compared
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sparsekd.artifacts import Artifact
 from sparsekd.models import load_model, load_tokenizer
@@ -132,6 +133,28 @@ def test_a_changed_local_model_fails_in_a_sentence_and_keeps_the_earlier_output(
     assert "Traceback" not in done.stderr
     Artifact.read(checkout.root / "data/raw/model")
     assert not (checkout.root / "data/raw/model.partial").exists()
+
+
+@pytest.mark.parametrize("damage", ["NaN or infinity", "missing keys"])
+def test_a_damaged_model_is_refused_before_work_is_built_on_it(
+    checkout: Checkout, tiny_llama_dir: Path, damage: str
+) -> None:
+    source = shutil.copytree(tiny_llama_dir, checkout.root / "mine")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    if damage == "missing keys":
+        del tensors[name]
+    else:
+        tensors[name][0, 0] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    checkout.configure(model={"source": "mine"})
+    done = checkout.fetch("model")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: mine")
+    assert damage in done.stderr
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (checkout.root / "data/raw/model").exists()
 
 
 def test_a_hub_model_is_fetched_by_commit_and_then_offline(checkout: Checkout, hub: HubServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,9 +111,9 @@ def test_reason_of_dvc_itself(checkout: Miniature) -> None:
     assert "data/calibration" in log_path(checkout.root, "prune").read_text()
 
 
-def test_a_stage_that_the_system_kills(checkout: Miniature) -> None:
-    checkout.edit("width: 0.75", "width: 0.5")
-    checkout.control("hold", "prune")
+@contextlib.contextmanager
+def pruning(checkout: Miniature) -> Iterator[list[StageError]]:
+    """Stage prune held at work beside the block; at the end of the block it is waited for. Yields what it raised."""
     caught: list[StageError] = []
 
     def run() -> None:
@@ -123,10 +125,17 @@ def test_a_stage_that_the_system_kills(checkout: Miniature) -> None:
     thread = threading.Thread(target=run)
     thread.start()
     checkout.held("prune")
-    [group] = [int(path.stem) for path in (checkout.root / ".sparsekd" / "groups").iterdir()]
-    [worker] = [pid for pid in members(group) if _command(pid).startswith("python -m mini.work")]
-    os.kill(worker, signal.SIGKILL)
+    yield caught
     thread.join()
+
+
+def test_a_stage_that_the_system_kills(checkout: Miniature) -> None:
+    checkout.edit("width: 0.75", "width: 0.5")
+    checkout.control("hold", "prune")
+    with pruning(checkout) as caught:
+        [group] = [int(path.stem) for path in (checkout.root / ".sparsekd" / "groups").iterdir()]
+        [worker] = [pid for pid in members(group) if _command(pid).startswith("python -m mini.work")]
+        os.kill(worker, signal.SIGKILL)
     assert "was killed, most likely because the memory ran out" in str(caught[0])
 
 
@@ -134,20 +143,9 @@ def test_parameters_edited_while_the_stage_works(checkout: Miniature) -> None:
     hold = checkout.control("hold", "prune")
     checkout.edit("statistics_tokens: 1024", "statistics_tokens: 2048")
     before = checkout.lock("prune")
-    caught: list[StageError] = []
-
-    def run() -> None:
-        try:
-            reproduce(checkout.root, checkout.graph["prune"])
-        except StageError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    checkout.held("prune")
-    checkout.edit("width: 0.75", "width: 0.5")
-    hold.unlink()
-    thread.join()
+    with pruning(checkout) as caught:
+        checkout.edit("width: 0.75", "width: 0.5")
+        hold.unlink()
     assert "params.yaml: prune changed while stage prune ran" in str(caught[0])
     assert checkout.lock("prune") == before
     assert reproduce(checkout.root, checkout.graph["prune"]).outcome == "computed"
@@ -243,6 +241,15 @@ def test_dvc_lock_that_was_cut_off_is_written_anew(checkout: Miniature, left: by
     assert [result.outcome for result in run_all(checkout)] == ["restored"] * 4
     assert (checkout.root / "dvc.lock").read_bytes() == whole
     assert [checkout.runs(name) for name in STAGES] == [1, 1, 1, 1]
+
+
+def test_what_a_kill_left_half_written_goes(checkout: Miniature) -> None:
+    half = checkout.root / ".sparsekd" / "pending-track" / "run.17.partial"
+    (half / "artifacts").mkdir(parents=True)
+    (half / "record.json.partial").touch()
+    (checkout.root / ".sparsekd" / "timings.json.17.partial").touch()
+    assert repair(checkout.root) == []
+    assert not list((checkout.root / ".sparsekd").rglob("*.partial"))
 
 
 def test_paths_with_a_space(computed: Miniature, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sparsekd.calibration.build import build_calibration
 from sparsekd.calibration.chat import chat_prompts
 from sparsekd.calibration.corpora import Corpus
 from sparsekd.calibration.packing import NOT_SCORED, CalibrationSet, Packed, interleave, pack, pad
-from sparsekd.calibration.split import benchmark_overlap, refuse_overlap, split_documents
+from sparsekd.calibration.split import refuse_overlap, split_documents
 from sparsekd.config import Calibrate
 from sparsekd.errors import SourceError
 from sparsekd.models import load_model
@@ -82,11 +82,10 @@ def test_a_document_in_two_parts_is_refused() -> None:
         refuse_overlap(splits)
 
 
-def test_benchmark_rows_that_share_thirteen_words_are_counted() -> None:
-    text = " ".join(f"word{n}" for n in range(30))
-    rows = {"shared": ["x " + " ".join(f"Word{n}," for n in range(5, 18))], "apart": [text.replace("word1", "other")]}
-    assert benchmark_overlap([text], rows) == {"shared": 1, "apart": 0}
-    assert benchmark_overlap([text], {"short": [" ".join(f"word{n}" for n in range(12))]}) == {"short": 0}
+def test_documents_that_were_left_out_are_counted_where_text_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
+    settings = SMALL.model_copy(update={"minimum_characters": 10_000})
+    with pytest.raises(SourceError, match=r"300 documents of fewer than calibrate\.minimum_characters = 10000"):
+        build_calibration([Corpus("wiki", "calibration", list(make_documents(300, 1)))], tokenizer, settings)
 
 
 def test_a_corpus_that_is_too_short_says_how_much_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -65,6 +65,17 @@ def test_only_what_runs_counts(tmp_path: Path) -> None:
     assert 1e9 < all_of_it.memory < 6e9
 
 
+def test_two_stages_side_by_side_need_the_memory_of_both() -> None:
+    made = compressed(RunConfig(), DENSE)
+
+    def needed(*stages: str) -> int:
+        return module.memory_bytes(RunConfig(), DENSE, made, list(stages))
+
+    assert needed("distill", "evaluate@pruned") == needed("distill") + needed("evaluate@pruned")
+    assert needed("distill", "evaluate@pruned", "benchmark") == needed("distill", "evaluate@pruned")
+    assert 4.5e9 < needed(*read_graph(CHECKOUT)) < 6e9, "measured: 5.9 GB"
+
+
 def test_earlier_runs_correct_the_estimate(tmp_path: Path) -> None:
     before = estimate(tmp_path, RunConfig(), DENSE, ["distill", "prune"], measure=False)
     StageState("distill", "done", 100.0, 100.0 + 3 * before.seconds["distill"]).write(tmp_path)

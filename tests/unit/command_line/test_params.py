@@ -183,6 +183,15 @@ def test_a_new_source_is_resolved_again_and_others_are_not() -> None:
     assert params.with_texts(config, ["wiki"]).texts == RunConfig().texts.model_copy(update={"sources": ("wiki",)})
 
 
+def test_the_same_source_stays_pinned() -> None:
+    values = params.with_settings(RunConfig(), ["model.source=me/tiny", "model.revision=" + "a" * 40])
+    pinned = params.with_settings(params.with_texts(values, ["me/talks"]), ["texts.revisions=[" + "b" * 40 + "]"])
+    again = params.with_settings(pinned, ["model.source=me/tiny", "texts.sources=me/talks"])
+    assert params.with_texts(again, ["me/talks"]) == pinned
+    other = params.with_settings(params.with_texts(pinned, ["me/chats"]), ["model.source=me/other"])
+    assert (other.model.revision, other.texts.revisions) == (None, None)
+
+
 def test_a_preset_leaves_what_is_compressed_and_where() -> None:
     config = params.with_settings(RunConfig(), ["model.source=owner/name", "runtime.threads=3", "texts.sources=wiki"])
     smoke = params.with_preset(config, "smoke")

@@ -181,6 +181,17 @@ def test_a_source_is_pinned_to_its_content_and_followed_when_that_changes(tmp_pa
     assert second.texts.revisions[1] == first.texts.revisions[1]
 
 
+def test_own_tasks_are_pinned_to_their_content(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/mine.yaml").write_text("task: mine\n")
+    config = params.with_settings(RunConfig(), [f"evaluate.include_path={tmp_path / 'tasks'}"])
+    first = preflight.resolve_sources(config)[0].evaluate.include_revision
+    assert first == preflight.resolve_sources(config)[0].evaluate.include_revision
+    (tmp_path / "tasks/mine.yaml").write_text("task: mine\nnum_fewshot: 5\n")
+    assert first != preflight.resolve_sources(config)[0].evaluate.include_revision
+    assert preflight.resolve_sources(RunConfig())[0].evaluate.include_revision is None
+
+
 def test_the_fetched_model_is_asked_before_its_source(tmp_path: Path) -> None:
     fetched = tmp_path / "data" / "raw" / "model"
     wanted = config(model={"source": "owner/not-reachable", "revision": "a" * 40})

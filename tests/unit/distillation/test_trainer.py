@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from sparsekd.errors import TrainingError
 from sparsekd.models import load_model
 
 CPU = torch.device("cpu")
+LENGTH = 32
 SETTINGS: dict[str, Any] = {
     "compile": "never", "checkpoint_every": 3, "validate_every": 4, "validation_tokens": 64, "learning_rate": 3e-3,
 }  # fmt: skip
 
 
 def packed(seed: int, sequences: int) -> Packed:
-    ids = torch.randint(4, 300, (sequences, 32), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(4, 300, (sequences, LENGTH), generator=torch.Generator().manual_seed(seed))
     return Packed(ids, torch.zeros_like(ids))
 
 
@@ -47,7 +49,8 @@ class Killed(Exception):
 
 def run(school: tuple[Path, Curriculum], folder: Path, kill_at: int | None = None, **settings: Any) -> dict[str, Any]:
     def progress(done: float, total: float, unit: str, **values: float) -> None:
-        if done == kill_at:
+        assert unit == "tokens"
+        if kill_at is not None and done == kill_at * LENGTH:
             raise Killed
 
     out = folder / "out"
@@ -105,6 +108,34 @@ def test_a_resume_under_other_conditions_starts_again_and_says_so(
     assert "made under another threads; distillation starts again" in capsys.readouterr().out
 
 
+def test_the_curve_is_written_as_it_goes(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(school, tmp_path, kill_at=5)
+    [curve] = (tmp_path / "checkpoints").glob("*/curve.csv")
+    assert [row.split(",")[0] for row in curve.read_text().splitlines()[1:]] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
+    whole = run(school, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(school, tmp_path / "cut", kill_at=7)
+    [store] = (tmp_path / "cut/checkpoints").iterdir()
+    (store / "step-00000009.partial").mkdir()
+    (store / "step-00000009.partial" / "state.json").write_text('{"conditions": {')
+    assert run(school, tmp_path / "cut") == whole
+    assert weights(tmp_path / "cut").keys() == weights(tmp_path / "whole").keys()
+
+
+def test_checkpoints_that_nobody_went_on_with_go(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
+    recent, old = tmp_path / "checkpoints/recent", tmp_path / "checkpoints/old"
+    recent.mkdir(parents=True)
+    old.mkdir()
+    os.utime(old, (0, 0))
+    run(school, tmp_path)
+    assert recent.is_dir()
+    assert not old.exists()
+
+
 def test_only_ffn_and_norms_change_and_kl_falls(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
     run(school, tmp_path, epochs=6, alpha=1.0)
     before, after = load_file(school[0] / "model.safetensors"), weights(tmp_path)
@@ -130,7 +161,10 @@ def test_kl_only_against_itself_changes_nothing(make_model: Callable[..., Path],
 
 
 def test_divergence_stops_with_step_checkpoint_and_advice(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"at step \d+: .* last good checkpoint .* Lower distill.learning_rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"at step \d+: .* The last good checkpoint, of step \d+, is in .*Lower distill.learning_rate",
+    ):
         run(school, tmp_path, learning_rate=1e6, gradient_clip=1e9, epochs=20, checkpoint_every=1)
 
 
