@@ -147,7 +147,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | tor
 def _errors_only() -> Iterator[None]:
     """Transformers logs nothing below an error."""
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
