@@ -120,8 +120,8 @@ def _require(corpus: str, part: str, found: int, needed: int, config: Calibrate,
             f"for {corpus}. Raise calibrate.tokens or name fewer texts."
         )
     if found < needed:
-        left_out = f" {short:,} documents of fewer than calibrate.minimum_characters = {config.minimum_characters}"
-        left_out += " characters were left out: lower it to use them."
+        limit = f"calibrate.minimum_characters = {config.minimum_characters}"
+        left_out = f" Documents left out because they are shorter than {limit}: {short:,}; lower it to use them."
         raise SourceError(
             f"Corpus {corpus} is too short: its {part} part fills {found} sequences of {config.sequence_length} "
             f"tokens, {needed} are needed. Give more text, or lower calibrate.tokens or calibrate.sequence_length."

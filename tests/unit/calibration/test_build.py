@@ -84,7 +84,7 @@ def test_a_document_in_two_parts_is_refused() -> None:
 
 def test_documents_that_were_left_out_are_counted_where_text_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
     settings = SMALL.model_copy(update={"minimum_characters": 10_000})
-    with pytest.raises(SourceError, match=r"300 documents of fewer than calibrate\.minimum_characters = 10000"):
+    with pytest.raises(SourceError, match=r"shorter than calibrate\.minimum_characters = 10000: 300"):
         build_calibration([Corpus("wiki", "calibration", list(make_documents(300, 1)))], tokenizer, settings)
 
 
