@@ -20,7 +20,7 @@ from tasks.process import select
 from tasks.tracking import pending, registry
 from tasks.tracking.store import resolve_uri
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 CURVE = """step,tokens,loss,kl,ce,gradient_norm,learning_rate,validation_kl,validation_ce
 0,512,3.5,1.0,6.0,2.0,0.0001,,
 1,1024,3.25,0.75,5.75,1.5,0.0003,0.8,5.9

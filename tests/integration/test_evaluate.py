@@ -165,6 +165,8 @@ def make_checkout(inputs: Inputs, root: Path) -> None:
     for name, source in sources.items():
         with writing(root / "data" / name, name, {}, {}) as draft:
             shutil.copytree(source, draft.path, dirs_exist_ok=True)
+            if name == "raw/benchmarks":
+                draft.facts["benchmarks"] = {task: {"file": f"{task}.arrow"} for task in CONFIG.tasks}
     with writing(root / "data/calibration", "calibrate", {}, {}) as draft:
         inputs.data.save(draft.path)
 

@@ -291,7 +291,7 @@ def test_a_group_ends_with_its_command_and_all_it_started(tmp_path: Path) -> Non
     group = start_group([sys.executable, "-c", program], root=tmp_path, name="x", env=dict(os.environ))
     assert group.output.readline() == b"started\n"
     assert group.wait() == 7
-    assert members(group.id) == []
+    wait_until(lambda: members(group.id) == [], "what it started to be gone", 3)
 
 
 def test_only_orphaned_or_named_groups_are_ended(tmp_path: Path) -> None:
