@@ -47,8 +47,8 @@ def resolve_sources(config: RunConfig) -> tuple[RunConfig, ResolvedModel]:
     values["model"] |= {"source": model.source, "revision": model.revision}
     values["texts"] |= {"sources": [t.source for t in texts], "revisions": [t.revision for t in texts]}
     include = config.evaluate.include_path
-    there = include is not None and Path(include).is_dir()
-    values["evaluate"]["include_revision"] = hash_directory(Path(include)) if include and there else None
+    pinned = hash_directory(Path(include)) if include and Path(include).is_dir() else None
+    values["evaluate"]["include_revision"] = pinned
     return parse_config(values), model
 
 
