@@ -8,6 +8,8 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PRESET ?=
 ARGS ?=
+# Test processes: one a core, at most four, since each starts servers of its own
+TEST := -m pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup compress test check ui format lock clean
@@ -20,14 +22,14 @@ compress: setup  ## set up, then compress the default model (or go on, or say th
 	@$(BIN)/python -m flows compress $(if $(PRESET),--preset $(PRESET)) $(ARGS)
 
 test: setup  ## set up, then run every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python $(TEST) $(ARGS)
 
 check: setup  ## format, lint, layers, strict types, fast tests
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(BIN)/python $(TEST) -q -m "not slow" $(ARGS)
 
 ui: setup  ## open the Prefect and MLflow pages on 127.0.0.1, with the flow as a deployment
 	@$(BIN)/python -m flows serve $(ARGS)
