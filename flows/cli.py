@@ -91,6 +91,18 @@ def compress(
     wait: Annotated[
         bool, typer.Option("--wait", help="If a run is going on in this checkout, start after it.")
     ] = False,
+    isolated: Annotated[
+        bool,
+        typer.Option("--isolated", help="Work in a workspace of its own: the checkout stays as it is; see `runs`."),
+    ] = False,
+    at: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--at", metavar="REV", help="Isolated, from this commit, tag or experiment; -S on top of it."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--name", help="Of an isolated run; by default made of model, width and time."),
+    ] = None,
 ) -> None:
     """Compress a model end to end: fetch, calibrate, prune, distil, evaluate, benchmark, report.
 
@@ -101,7 +113,20 @@ def compress(
     from flows import job
 
     job.compress(
-        job.Request(preset, model, revision, tuple(texts or ()), tuple(settings or ()), device, dry_run, yes, wait)
+        job.Request(
+            preset=preset,
+            model=model,
+            revision=revision,
+            texts=tuple(texts or ()),
+            settings=tuple(settings or ()),
+            device=device,
+            dry_run=dry_run,
+            yes=yes,
+            wait=wait,
+            isolated=isolated,
+            at=at,
+            name=name,
+        )
     )
 
 
@@ -209,6 +234,47 @@ def config(
     typer.echo(settings.text(preset, as_json=json, schema=schema, diff=diff))
 
 
+@app.command(epilog="Examples: sparsekd runs  |  sparsekd runs --json")
+def runs(
+    json: Annotated[bool, typer.Option("--json", help="Everything that is known of each run, as JSON.")] = False,
+) -> None:
+    """List the isolated runs: when, model, width, how it ended, what came of it, and its MLflow run.
+
+    Each that ended well is a DVC experiment: `dvc exp show`, `dvc exp apply NAME`, `dvc params diff` know it too.
+    """
+    from flows import listing
+
+    listing.show(as_json=json)
+
+
+@app.command(epilog="Examples: sparsekd restore NAME  |  sparsekd restore NAME --out ./model")
+def restore(
+    name: Annotated[str, typer.Argument(help="A run: an experiment of `sparsekd runs`.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="DIR", help="Write its checkpoint and report here; leave the checkout alone."),
+    ] = None,
+) -> None:
+    """Bring back the bytes of a run: params.yaml, dvc.lock and data/ as they were, from DVC's cache."""
+    from flows import restoring
+
+    restoring.restore(name, out)
+
+
+@app.command(epilog="Examples: sparsekd gc  |  sparsekd gc --drop NAME --yes")
+def gc(
+    drop: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--drop", metavar="NAME", help="Give up this run too; repeat for more."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, only say what would be freed.")] = False,
+) -> None:
+    """Free disk: what no experiment, tag, branch, checkout or registered model needs. Says first what that is."""
+    from flows import freeing
+
+    freeing.gc(tuple(drop or ()), yes)
+
+
 @app.command(epilog="Example: sparsekd doctor")
 def doctor() -> None:
     """Check this machine and checkout: versions, disk, memory, git, compiler, browser; what is missing.
@@ -229,6 +295,10 @@ def serve(
     ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the Prefect page.")] = 4200,
     mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535, help="Of the MLflow page.")] = 5000,
+    retention_days: Annotated[
+        float,
+        typer.Option("--retention-days", min=0.001, help="Remove flow runs, logs and artifacts older than this."),
+    ] = 90,
 ) -> None:
     """Open the Prefect and MLflow pages on 127.0.0.1 and offer the flow there as a deployment with a form.
 
@@ -236,7 +306,7 @@ def serve(
     """
     from flows.serve import serve as start
 
-    start(cron, port, mlflow_port)
+    start(cron, port, mlflow_port, retention_days=retention_days)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""The flow: every stage of dvc.yaml as a Prefect task, in the order that dvc.yaml gives.
+"""The flow: params.yaml is settled, then every stage of dvc.yaml runs as a Prefect task, in dvc.yaml's order.
 
-Prefect shows, orders and starts; DVC decides what has to be computed; each stage computes in a process of its own.
+Prefect shows, orders and starts; DVC decides what has to be computed; each stage computes in a process of its own. A
+run works in the checkout, or isolated: in a workspace of its own, from which it is kept as a DVC experiment.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from tasks import environment, prefect_log
 
 environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
 
-from prefect import Flow, flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect import Flow, flow, get_run_logger  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
-from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
-from prefect.states import Failed  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
-from flows import settle  # noqa: E402
-from flows.holding import close_unfinished, holding_run, note_run  # noqa: E402
+from flows import history, params, settle, workspace  # noqa: E402
+from flows.commands import git  # noqa: E402
+from flows.history import RunRecord  # noqa: E402
+from flows.holding import close_unfinished, name_run, note_run, place_of  # noqa: E402
+from flows.late import why_skipped  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
+from flows.notify import notify  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
-from flows.result_table import result_table  # noqa: E402
+from flows.stages import run_stages, show_and_track  # noqa: E402
+from flows.workspace import Workspace  # noqa: E402
 from sparsekd.config import (  # noqa: E402
     Benchmark,
     Calibrate,
@@ -42,31 +45,32 @@ from sparsekd.config import (  # noqa: E402
     Teacher,
     Texts,
 )
-from sparsekd.errors import ConfigError, SparseKDError, StageError  # noqa: E402
-from tasks.graph import read_graph, upstream  # noqa: E402
+from sparsekd.errors import SparseKDError  # noqa: E402
+from tasks.graph import read_graph  # noqa: E402
 from tasks.groups import end_recorded_groups  # noqa: E402
 from tasks.repair import repair  # noqa: E402
-from tasks.stage import Run, stage_task  # noqa: E402
-from tasks.state import StageState, write_json  # noqa: E402
-from tasks.tracking import pending  # noqa: E402
+from tasks.state import read_json  # noqa: E402
 
 prefect_log.shorten()
 _DEFAULTS = RunConfig()
-SIDE_BY_SIDE_VARIABLE = "SPARSEKD_SIDE_BY_SIDE"
-"""How many independent stages run at once; 2 by default. A stage with `meta: {alone: true}` always runs alone."""
 
 
 def _end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Cancelled or crashed: end what the run left, in whatever process Prefect calls this."""
-    root = environment.checkout_root()
-    if holding_run(root) == str(flow_run.id):  # not one that waits for its turn
+    root = place_of(environment.checkout_root(), str(flow_run.id))
+    if root is not None:  # not one that waits for its turn
         end_recorded_groups(root, read_graph(root))
+
+
+def _tell(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    notify(str(state.name).lower(), flow_run.name, state.message or "", flow_run_id=str(flow_run.id))
 
 
 @flow(
     name="compress",
     on_cancellation=[_end_stages],
-    on_crashed=[_end_stages],
+    on_crashed=[_end_stages, _tell],
+    on_failure=[_tell],
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; Run.slot limits what works at once
     retries=0,
     persist_result=False,
@@ -82,6 +86,10 @@ def compress(
     evaluate: Evaluate = _DEFAULTS.evaluate,
     benchmark: Benchmark = _DEFAULTS.benchmark,
     report: Report = _DEFAULTS.report,
+    isolated: bool = False,
+    at: str | None = None,
+    name: str | None = None,
+    max_late: float | None = None,
     wait: bool = False,
 ) -> Any:
     """Compress a language model end to end: fetch, calibrate, prune, distil, evaluate, benchmark, report.
@@ -101,90 +109,84 @@ def compress(
         evaluate: What is measured of all three models.
         benchmark: How speed is measured.
         report: What the report shows beside the numbers.
+        isolated: Work in a workspace of its own, leave the checkout as it is, and end as a DVC experiment.
+        at: The commit, tag or experiment that an isolated run starts from; by default the checkout as it stands.
+        name: Of an isolated run: its experiment, MLflow run and flow run; by default made of model, width and time.
+        max_late: A scheduled run that starts so many minutes after its time is skipped. By default it is skipped only
+            when the next one of its schedule is due too.
         wait: If another run has this checkout, start after it instead of failing.
     """
-    sections = {name: value for name, value in locals().items() if isinstance(value, Section)}
-    given = {name: value.model_dump(exclude_unset=True) for name, value in sections.items()}
-    root = environment.checkout_root()
-    logger = get_run_logger()
-    os.chdir(root)
-    end_with_parent(root)
+    sections = {key: value for key, value in locals().items() if isinstance(value, Section)}
+    given = {section: value.model_dump(exclude_unset=True) for section, value in sections.items()}
+    given = {section: values for section, values in given.items() if values}
+    home = environment.checkout_root()
+    if reason := why_skipped(this_run.id, max_late):
+        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
     try:
-        with run_lock(root, wait=wait, command=f"flow run {this_run.name}", on_wait=logger.info):
-            for line in repair(root):
-                logger.info(line)
-            close_unfinished(root, "Its process was killed; a later run went on from what was whole.")
-            note_run(root, this_run.id)
-            for change in settle.settle({name: values for name, values in given.items() if values}, root):
-                logger.info("params.yaml: %s", change)
-            return _run_stages(root)
+        if isolated or at is not None:
+            return _run_isolated(home, given, at, name)
+        return _run_in_checkout(home, given, wait)
     except SparseKDError as error:
         return Failed(message=str(error), data=error)
 
 
-def _run_stages(root: Path) -> dict[str, str]:
-    """Run the graph; how each stage went. Raises StageError naming the first that failed."""
-    graph = read_graph(root)
-    run = Run(root, graph, _side_by_side())
-    begun = time.monotonic()
-    for name in graph:
-        StageState(name, "waiting").write(root)
-    futures: dict[str, PrefectFuture[Any]] = {}
-    try:
-        for name, spec in graph.items():
-            needed = [futures[other] for other in upstream(spec, graph)]
-            futures[name] = stage_task(spec).submit(name, run, wait_for=needed)
-        for future in futures.values():
-            future.wait()
-    except BaseException:  # Ctrl-C, SIGTERM, a cancellation: none of them may leave a stage at work
-        run.stop()
-        raise
-    if run.failures:
-        raise next(iter(run.failures.values()))
-    results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
-    unfinished = [name for name, future in futures.items() if not future.state.is_completed()]
-    if unfinished:
-        raise StageError(f"Stage {unfinished[0]} did not finish; its state is {futures[unfinished[0]].state.name}.")
-    _finish(root, {name: r.seconds for name, r in results.items() if r.outcome == "computed"}, time.monotonic() - begun)
-    return {name: result.outcome for name, result in results.items()}
-
-
-def _side_by_side() -> int:
-    text = os.environ.get(SIDE_BY_SIDE_VARIABLE, "2")
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ConfigError(
-            f"{SIDE_BY_SIDE_VARIABLE} is {text!r}; it must be a number of stages from 1 up. Unset it for 2."
-        )
-    return int(text)
-
-
-def _finish(root: Path, seconds: dict[str, float], total: float) -> None:
-    """Log the run to MLflow and show its table in Prefect, where there is a report."""
-    if not (root / "data/report/summary.json").is_file():
-        return
-    _track(root, this_run.id, {**seconds, "total": total})
-    table = result_table(root)
-    if table:
-        create_markdown_artifact(key="result", markdown=table, description="dense, pruned and distilled")
-
-
-@task(name="track", task_run_name="track", cache_policy=NO_CACHE, persist_result=False)
-def _track(root: Path, flow_run_id: str | None, seconds: dict[str, float]) -> None:
-    """Log the finished run to MLflow. An outage costs a warning; the next run logs it."""
-    from tasks.track import track
-
+def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -> dict[str, str]:
     logger = get_run_logger()
+    os.chdir(root)
+    end_with_parent(root)
+    with run_lock(root, wait=wait, command=f"flow run {this_run.name}", on_wait=logger.info):
+        for line in repair(root):
+            logger.info(line)
+        close_unfinished(root, "Its process was killed; a later run went on from what was whole.")
+        note_run(root, this_run.id)
+        for change in settle.settle(given, root):
+            logger.info("params.yaml: %s", change)
+        outcomes, seconds = run_stages(root, root)
+        show_and_track(root, root, seconds)
+        return outcomes
+
+
+def _run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, name: str | None) -> dict[str, str]:
+    """Open the workspace `name`, which the command line may have made already, or make one; run there."""
+    space = Workspace(home, name) if name else None
+    made = space is None or not space.path.exists()
+    if space is None or made:
+        config = settle.merge(params.load_at(home, at), given)
+        space = workspace.create(home, name or history.new_name(home, config), at)
     try:
-        result = track(root, flow_run_id, durations=seconds)
-    except Exception as error:  # a compression that is done does not fail for its record
-        logger.warning("MLflow: %s: %s", type(error).__name__, error)
-        if not pending.marker_path(root).exists():
-            reason = {"pending": [], "reason": str(error), "next": "python -m tasks.track"}
-            write_json(pending.marker_path(root), reason)
-        return
-    if result.warning:
-        logger.warning(result.warning)
-    if result.run_id:
-        logger.info(
-            "MLflow run %s (%s), model %s/%s", result.run_name, result.run_id, result.model_name, result.model_version
-        )
+        os.chdir(space.path)
+        end_with_parent(space.path)
+        name_run(this_run.id, space.name)
+        with run_lock(space.path, command=f"flow run {space.name}"):
+            note_run(space.path, this_run.id)
+            return _run_and_keep(space, given)
+    finally:
+        os.chdir(home)
+        if made:
+            workspace.remove(space)
+
+
+def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Run the stages in `space`, keep what they made as an experiment, and note how it went."""
+    logger = get_run_logger()
+    for change in settle.settle(given, space.path, space.home):
+        logger.info("params.yaml: %s", change)
+    config = params.load(space.path)
+    commit = git(space.path, "rev-parse", "HEAD")
+    record = RunRecord(
+        space.name, config.model.source, config.prune.width, time.time(), commit=commit, flow_run_id=str(this_run.id)
+    )
+    record.write(space.home)
+    try:
+        outcomes, seconds = run_stages(space.path, space.home)
+        mlflow_run = show_and_track(space.path, space.home, seconds, space.name)
+        workspace.save(space)
+    except BaseException as error:
+        record.end(space.home, "failed" if isinstance(error, SparseKDError) else "stopped", reason=str(error))
+        raise
+    finally:
+        history.keep_logs(space)
+    metrics = read_json(space.path / "data/report/metrics.json") or {}
+    record.end(space.home, "done", mlflow_run_id=mlflow_run, result=metrics, outcomes=outcomes)
+    logger.info("Kept as experiment %s: `sparsekd restore %s` brings it back.", space.name, space.name)
+    return outcomes

@@ -1,7 +1,7 @@
 """The flow as Prefect deployments, whose forms are generated from the configuration's own models.
 
 `compress/current` shows params.yaml as it stands; `compress/smoke`, `compress/default` and `compress/quality` show what
-the preset would make of it. What a form shows is what its run writes to params.yaml.
+the preset would make of it. What a form shows is what its run writes to the params.yaml of its workspace.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def deployments(root: Path, cron: str | None = None) -> list[RunnerDeployment]:
 
 
 def form_values(config: RunConfig) -> dict[str, Any]:
-    """The flow's parameters that stand for `config`; a run from a form waits for one that is going on."""
+    """The flow's parameters that stand for `config`; a run from a form works in a workspace of its own."""
     values = config.model_dump(mode="json")
     values.pop("preset")
-    return {**values, "wait": True}
+    return {**values, "isolated": True}
 
 
 def refresh(root: Path) -> None:

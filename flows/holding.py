@@ -1,4 +1,4 @@
-"""Which Prefect flow run has the checkout: noted in `.sparsekd/run.json`, so that one that was killed can be closed."""
+"""Which Prefect flow run has a workspace or the checkout: noted there, so that one that was killed can be closed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,27 @@ from tasks.state import FOLDER, read_json, write_json
 
 
 def note_run(root: Path, flow_run_id: str | None) -> None:
-    """The flow run `flow_run_id` has the checkout now."""
+    """The flow run `flow_run_id` has the place at `root` now."""
     write_json(_path(root), {"flow_run_id": flow_run_id})
 
 
 def holding_run(root: Path) -> str | None:
-    """The id of the flow run that had the checkout last."""
+    """The id of the flow run that had the place at `root` last."""
     values = read_json(_path(root))
     return values.get("flow_run_id") if isinstance(values, dict) else None
+
+
+def name_run(flow_run_id: str | None, name: str) -> None:
+    """Give the flow run the name that its experiment and its MLflow run have."""
+    if flow_run_id is not None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run_id), name=name)
+
+
+def place_of(home: Path, flow_run_id: str) -> Path | None:
+    """Where the flow run works: the checkout, one of its workspaces, or nowhere yet."""
+    places = [home, *sorted((home / FOLDER / "workspaces").glob("*"))]
+    return next((place for place in places if holding_run(place) == flow_run_id), None)
 
 
 def close_unfinished(root: Path, message: str) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flows import params, preflight
+from flows import history, params, preflight, workspace
 from flows.display import Display, duration, make_console, roughly
 from flows.estimate import Estimate, compressed, estimate, remember_timings
 from flows.lock import run_lock
 from flows.params import Change
 from flows.staleness import Staleness, staleness
 from flows.summary import show_results
+from flows.workspace import Workspace
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.report.formatting import percent
@@ -40,6 +41,9 @@ class Request:
     dry_run: bool = False
     yes: bool = False
     wait: bool = False
+    isolated: bool = False
+    at: str | None = None
+    name: str | None = None
 
 
 def compress(request: Request) -> None:
@@ -47,13 +51,41 @@ def compress(request: Request) -> None:
     console = make_console()
     asked_in = Path.cwd()
     root = params.find_root()
-    os.chdir(root)  # stages, DVC and relative paths in params.yaml all start from here
     preflight.check_repository(root)
+    if not (request.isolated or request.at is not None):
+        _compress(Place(root), request, asked_in, console)
+        return
+    request = replace(request, yes=True)  # no hand edit of the checkout can be lost
+    config = settle(root, params.load_at(root, request.at), request, asked_in)
+    space = workspace.create(root, request.name or history.new_name(root, config), request.at)
+    console.print(f"run {space.name}, in a workspace of its own", markup=False)
+    try:
+        _compress(Place(root, space), request, asked_in, console)
+    finally:
+        os.chdir(root)
+        workspace.remove(space)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works: the checkout at `home`, or its workspace `space`."""
+
+    home: Path
+    space: Workspace | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.home if self.space is None else self.space.path
+
+
+def _compress(place: Place, request: Request, asked_in: Path, console: Console) -> None:
+    root = place.root
+    os.chdir(root)  # stages, DVC and relative paths in params.yaml all start from here
     with run_lock(root, wait=request.wait, on_wait=console.print):
         for line in repair(root):
             console.print(line, markup=False)
-        current = params.load(root)
-        wanted, source = preflight.resolve_sources(settle(root, current, request, asked_in))
+        asked = settle(root, params.load(root), request, asked_in)
+        wanted, source = preflight.resolve_sources(params.seen_from(root, asked, place.home) if place.space else asked)
         changes = params.changes_of_file(root, wanted)
         describe_preset(root, wanted, console)
         model = preflight.dense_config(root, wanted)
@@ -74,7 +106,7 @@ def compress(request: Request) -> None:
             log_run(root, console)
             show_results(root, console)
         else:
-            run(root, wanted, model, changes, found, console)
+            run(place, wanted, model, changes, found, console)
 
 
 def settle(root: Path, current: RunConfig, request: Request, asked_in: Path) -> RunConfig:
@@ -156,7 +188,7 @@ def show_plan(config: RunConfig, model: dict[str, Any], needed: Estimate, consol
 
 
 def run(
-    root: Path,
+    place: Place,
     config: RunConfig,
     model: dict[str, Any],
     changes: list[Change],
@@ -164,6 +196,7 @@ def run(
     console: Console,
 ) -> None:
     """Check disk and memory, write params.yaml, run the flow with a display, show the results."""
+    root = place.root
     graph = read_graph(root)
     needed = estimate(root, config, model, list(found.stages), measure=False)
     preflight.check_resources(root, config, needed)
@@ -174,10 +207,10 @@ def run(
 
     started = time.monotonic()
     with Display(root, graph, console, needed.seconds):
-        launch(root, quiet=True)
+        launch(place.home, quiet=True, space=place.space)
     remember_timings(root, config, model, list(found.stages))
     console.print(f"Done in {duration(time.monotonic() - started)}.")
-    show_results(root, console)
+    show_results(root, console, kept_as=place.space.name if place.space else None)
 
 
 def log_run(root: Path, console: Console) -> None:

@@ -14,14 +14,17 @@ from typing import NoReturn
 
 from flows.lock import run_lock
 from flows.servers import free_port, served_api, start_prefect, wait_for_answer
+from flows.workspace import Workspace
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
 from tasks.state import read_json
 from tasks.tracking.pending import marker_path
 
 
-def launch(root: Path, *, quiet: bool = False, wait: bool = False) -> dict[str, str]:
+def launch(root: Path, *, quiet: bool = False, wait: bool = False, space: Workspace | None = None) -> dict[str, str]:
     """Run the flow with params.yaml as it stands; how each stage went ("computed", "unchanged", "restored").
+
+    It works in the checkout at `root`, or in its workspace `space`.
 
     Uses the API at PREFECT_API_URL if that is set, that of a running `sparsekd serve`, else a server of its own that
     ends with this call. `quiet` keeps Prefect's log off the console. Call it in the main thread: SIGTERM is turned
@@ -31,11 +34,13 @@ def launch(root: Path, *, quiet: bool = False, wait: bool = False) -> dict[str, 
     environment.apply(root)
     if quiet:
         environment.quiet_console()
-    os.chdir(root)
-    with run_lock(root, wait=wait), sigterm_raises(), _api(root):
+    place = root if space is None else space.path
+    os.chdir(place)
+    with run_lock(place, wait=wait), sigterm_raises(), _api(root):
         from flows.compress import compress
 
-        state = compress(return_state=True)
+        isolated = {} if space is None else {"isolated": True, "name": space.name}
+        state = compress(return_state=True, **isolated)
         outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
         raise outcome

@@ -22,6 +22,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.tokens import CommentToken
 
+from flows.commands import git
+from flows.workspace import find_revision
 from sparsekd.config import RunConfig, field_annotation, parse_config, valid_keys
 from sparsekd.errors import ConfigError
 from tasks.environment import checkout_root
@@ -84,6 +86,31 @@ def load(root: Path) -> RunConfig:
     if config.preset not in PRESETS:
         raise ConfigError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}. Edit params.yaml.")
     return config
+
+
+def load_at(home: Path, at: str | None) -> RunConfig:
+    """The configuration of the commit, tag or experiment `at`; of the checkout at `home` as it stands when None."""
+    if at is None:
+        return load(home)
+    revision = find_revision(home, at)
+    text = git(home, "show", f"{revision.overlay or revision.commit}:params.yaml")
+    return parse_config(YAML(typ="safe", pure=True).load(text) or {}, f"params.yaml of {at}")
+
+
+def seen_from(root: Path, config: RunConfig, home: Path) -> RunConfig:
+    """`config` with paths relative to `home` made absolute where the workspace at `root` does not have them."""
+
+    def seen(source: str) -> str:
+        path = Path(source.removeprefix("file:"))
+        elsewhere = not path.is_absolute() and not (root / path).exists() and (home / path).exists()
+        return f"{'file:' if source.startswith('file:') else ''}{home / path}" if elsewhere else source
+
+    values = config.model_dump()
+    values["model"]["source"] = seen(config.model.source)
+    values["texts"]["sources"] = [seen(source) for source in config.texts.sources]
+    if config.evaluate.include_path is not None:
+        values["evaluate"]["include_path"] = seen(config.evaluate.include_path)
+    return parse_config(values)
 
 
 def load_preset(name: str, root: Path | None = None) -> RunConfig:

@@ -16,11 +16,18 @@ from tasks import environment
 from tasks.groups import end_recorded_groups
 
 
-def serve(cron: str | None = None, prefect_port: int = 4200, mlflow_port: int = 5000, root: Path | None = None) -> None:
+def serve(
+    cron: str | None = None,
+    prefect_port: int = 4200,
+    mlflow_port: int = 5000,
+    root: Path | None = None,
+    retention_days: float = 90,
+) -> None:
     """Serve until Ctrl-C or SIGTERM; then, or when this process is killed, everything it started ends too.
 
-    `cron` also starts runs at these times (local). Raises ConfigError when a port is in use, params.yaml is wrong, or
-    another `sparsekd serve` works in this checkout; ResourceError when a server does not start.
+    `cron` also starts runs at these times (local); flow runs older than `retention_days` are removed. Raises
+    ConfigError when a port is in use, params.yaml is wrong, or another `sparsekd serve` works in this checkout;
+    ResourceError when a server does not start.
     """
     root = (root or params.find_root()).absolute()
     os.chdir(root)
@@ -40,7 +47,7 @@ def serve(cron: str | None = None, prefect_port: int = 4200, mlflow_port: int = 
         stack.enter_context(announced(root, prefect, mlflow))
         os.environ["PREFECT_API_URL"] = f"{prefect.url}/api"
         os.environ["PREFECT_UI_URL"] = prefect.url
-        _run(root, cron, prefect.url, mlflow.url)
+        _run(root, cron, prefect.url, mlflow.url, retention_days)
 
 
 def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
@@ -55,19 +62,25 @@ def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
     require_free(mlflow_port, "the MLflow server", "--mlflow-port")
 
 
-def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str) -> None:
+def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str, retention_days: float) -> None:
     """Register the deployments and start the runs that are asked for, until a signal."""
     name_server()
     from flows.deployments import deployments, keep_fresh
     from flows.holding import close_unfinished
+    from flows.retention import keep_clean
     from flows.runner import serve_deployments
+    from flows.workspace import left_behind
 
     made = deployments(root, cron)
     ended = threading.Event()
-    keeper = threading.Thread(target=keep_fresh, args=(root, ended), daemon=True)
+    keepers = [
+        threading.Thread(target=keep_fresh, args=(root, ended), daemon=True),
+        threading.Thread(target=keep_clean, args=(retention_days, ended), daemon=True),
+    ]
 
     def ready() -> None:
-        keeper.start()
+        for keeper in keepers:
+            keeper.start()
         print(
             f"Prefect   {prefect_url}  (Deployments → compress: start a run from its form)\n"
             f"MLflow    {mlflow_url}\n"
@@ -80,4 +93,5 @@ def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str) -> Non
         serve_deployments(made, ready)
     finally:
         ended.set()
-        close_unfinished(root, "`sparsekd serve` was stopped while it ran; start it again and it goes on.")
+        for place in (root, *(space.path for space in left_behind(root))):
+            close_unfinished(place, "`sparsekd serve` was stopped while it ran; start it again and it goes on.")

@@ -12,17 +12,19 @@ from flows.staleness import staleness
 from sparsekd.config import RunConfig, parse_config
 
 
-def settle(given: dict[str, dict[str, Any]], root: Path) -> list[Change]:
+def settle(given: dict[str, dict[str, Any]], root: Path, home: Path | None = None) -> list[Change]:
     """Write `given` ({section: {key: value}}; what it lacks stays as it stands) to params.yaml; what that changed.
 
     The same checks as for `sparsekd compress` come first; they raise SparseKDError and params.yaml stays as it was.
-    Nothing given: the command line has checked already, params.yaml is used as it stands.
+    Nothing given in the checkout: the command line has checked already, params.yaml is used as it stands. `home` is
+    the checkout that `root` is a workspace of.
     """
     current = params.load(root)
-    if not given:
+    if not given and home is None:
         return []
     preflight.check_repository(root)
-    wanted, _ = preflight.resolve_sources(merge(current, given))
+    asked = merge(current, given)
+    wanted, _ = preflight.resolve_sources(params.seen_from(root, asked, home) if home else asked)
     wanted = wanted.model_copy(update={"preset": nearest_preset(wanted, root)})
     changes = params.differences(current, wanted)
     found = staleness(root, params.edited_values(root, changes))

@@ -17,15 +17,21 @@ from sparsekd.report.table import Cell, Row, comparison
 from tasks.state import read_json
 
 
-def show_results(root: Path, console: Console) -> None:
-    """Print everything that the end of a run shows. Raises ArtifactError where data/report holds no summary."""
+def show_results(root: Path, console: Console, kept_as: str | None = None) -> None:
+    """Print everything that the end of a run shows. Raises ArtifactError where data/report holds no summary.
+
+    `kept_as` names the experiment of a run whose workspace is about to go.
+    """
     summary = read_summary(root / "data" / "report" / "summary.json")
     console.print()
     console.print(result_table(summary, console.width))
     for line in notes(summary):
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
     show_prompts(root, console)
-    show_places(root, console)
+    if kept_as is None:
+        show_places(root, console)
+    else:
+        show_experiment(kept_as, console)
 
 
 def result_table(summary: Summary, width: int) -> Group:
@@ -93,6 +99,15 @@ def show_places(root: Path, console: Console) -> None:
     _print(console, f"report       {root / 'data' / 'report' / 'index.html'}")
     _print(console, f'try it       sparsekd generate "{checkpoint}" --prompt "Why is the sky blue?"')
     _print(console, "look closer  `sparsekd serve` (or `make ui`) opens the Prefect and MLflow pages on 127.0.0.1")
+
+
+def show_experiment(name: str, console: Console) -> None:
+    """How to get at what an isolated run made."""
+    _print(console, "")
+    _print(console, f"experiment   {name}; the checkout is as it was")
+    _print(console, f"bring back   sparsekd restore {name}          (into the checkout's data/)")
+    _print(console, f"             sparsekd restore {name} --out DIR (checkpoint and report alone)")
+    _print(console, "look closer  sparsekd runs; `sparsekd serve` opens the Prefect and MLflow pages on 127.0.0.1")
 
 
 def _answers(root: Path, variant: str) -> dict[str, str]:

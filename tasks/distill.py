@@ -3,10 +3,7 @@
 import os
 from pathlib import Path
 
-from tasks.process import Stage, run_stage
-
-CHECKPOINTS_VARIABLE = "SPARSEKD_CHECKPOINTS"
-"""Where resumable checkpoints live; by default `.checkpoints/` in the checkout, outside every output."""
+from tasks.process import CHECKPOINTS_VARIABLE, Stage, run_stage
 
 
 def distill(stage: Stage) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from sparsekd.errors import ResourceError
-from tasks.process import PROGRESS_VARIABLE
+from tasks.process import CHECKPOINTS_VARIABLE, PROGRESS_VARIABLE
 from tasks.state import progress_path
 
 ROOT_VARIABLE = "SPARSEKD_HOME"
@@ -35,9 +35,10 @@ def apply(root: Path) -> None:
 
 
 def settings(root: Path) -> dict[str, str]:
-    """Prefect's home inside the checkout, patience at its start, no telemetry from any tool."""
+    """Checkpoints and Prefect's home inside the checkout, patience at its start, no telemetry from any tool."""
     return {
         ROOT_VARIABLE: str(root),
+        CHECKPOINTS_VARIABLE: str(root / ".checkpoints"),
         "PREFECT_HOME": str(root / ".prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -27,6 +27,8 @@ from tasks.graph import StageSpec, stage_by_command
 PARAMS = Path("params.yaml")
 PROGRESS_VARIABLE = "SPARSEKD_PROGRESS"
 """Names the file that a stage writes its progress to, one JSON object that is replaced as it goes."""
+CHECKPOINTS_VARIABLE = "SPARSEKD_CHECKPOINTS"
+"""Names the folder of resumable checkpoints: outside every output, and one for all workspaces of a checkout."""
 
 
 @dataclass

@@ -18,8 +18,10 @@ from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Failed
 
 from sparsekd.errors import SparseKDError, StageError
+from tasks.content import content_lock
 from tasks.graph import StageSpec, stages_behind, upstream
 from tasks.groups import end_recorded_groups
+from tasks.places import place
 from tasks.repro import StageResult, reproduce
 from tasks.state import progress_path, read_json
 
@@ -34,8 +36,10 @@ _CACHED = {"unchanged": "nothing it depends on has changed", "restored": "restor
 class Run:
     """What the stages of one run share. Not a dataclass: Prefect copies those when they are a task's parameter."""
 
-    def __init__(self, root: Path, graph: dict[str, StageSpec], side_by_side: int) -> None:
+    def __init__(self, root: Path, graph: dict[str, StageSpec], side_by_side: int, home: Path | None = None) -> None:
         self.root = root
+        self.home = home or root
+        """The checkout whose places it takes; `root` itself, or the one that `root` is a workspace of."""
         self.graph = graph
         self.stopping = threading.Event()
         self.failures: dict[str, SparseKDError] = {}
@@ -50,21 +54,22 @@ class Run:
 
     @contextlib.contextmanager
     def slot(self, spec: StageSpec) -> Iterator[None]:
-        """One of the places for stages side by side; for a stage that runs alone, all of them.
+        """One of the places for stages side by side, in this run and on the machine; all of them for one that is alone.
 
         Of those that wait, the one with most stages behind it goes first, so that the longest chain never waits for
         a stage that only the report needs.
         """
         with self._free:
             self._waiting.add(spec.name)
-            while not (self._ended() or self._has_place(spec)):
+            while not (self.ended() or self._has_place(spec)):
                 self._free.wait(timeout=_KEPT_SECONDS)
             self._waiting.discard(spec.name)
             self._expected.pop(spec.name, None)
             self._running.add(spec.name)
             self._free.notify_all()
         try:
-            yield
+            with place(self.home, self._side_by_side, spec.alone, self.ended):
+                yield
         finally:
             with self._free:
                 self._running.discard(spec.name)
@@ -91,7 +96,8 @@ class Run:
             return "the run was stopped"
         return f"stage {next(iter(self.failures))} failed" if self.failures else None
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
+        """Whether no further stage starts."""
         return self.stopping.is_set() or bool(self.failures)
 
     def _has_place(self, spec: StageSpec) -> bool:
@@ -135,20 +141,21 @@ def stage_task(spec: StageSpec) -> Any:
 def _run_stage(name: str, run: Run) -> State[StageResult] | State[Any]:
     spec = run.graph[name]
     logger = get_run_logger()
-    with run.slot(spec):
-        if reason := run.why_not():
-            return Cancelled(name="NotRun", message=f"Not started: {reason}.")
-        try:
+    try:
+        # The content first: who waits for another run's result must not keep a place from those that work
+        with content_lock(run.root, spec, logger.info, run.ended), run.slot(spec):
+            if reason := run.why_not():
+                return Cancelled(name="NotRun", message=f"Not started: {reason}.")
             with _progress_in_log(run.root, name, logger):
                 result = reproduce(run.root, spec, lambda line: _log(logger, line), run.stopping)
-        except SparseKDError as error:
-            if _worth_retrying(error) and not run.stopping.is_set():
-                raise
-            run.fail(name, error)
-            return Failed(message=str(error), data=error)
-        except Exception as error:
-            run.fail(name, StageError(f"Stage {name} failed: {type(error).__name__}: {error}"))
+    except SparseKDError as error:
+        if _worth_retrying(error) and not run.stopping.is_set():
             raise
+        run.fail(name, error)
+        return Failed(message=str(error), data=error)
+    except Exception as error:
+        run.fail(name, StageError(f"Stage {name} failed: {type(error).__name__}: {error}"))
+        raise
     if result.outcome == "computed":
         return Completed(message=f"Computed in {result.seconds:.0f} s.", data=result)
     return Completed(name="Cached", message=f"Not computed: {_CACHED[result.outcome]}.", data=result)

@@ -55,11 +55,15 @@ def track(
     flow_run_id: str | None = None,
     uri: str | None = None,
     durations: dict[str, float] | None = None,
+    *,
+    home: Path | None = None,
+    name: str | None = None,
 ) -> TrackResult:
     """Log what the stages under `root` left as one MLflow run, and make its model a registry version.
 
     `uri`: where, by default MLFLOW_TRACKING_URI or the database in `mlflow/`. `durations`: seconds by stage; the key
-    `total` is the wall time. Runs that an earlier outage left waiting are logged first.
+    `total` is the wall time. `home` is the checkout that keeps database and waiting runs, where `root` is a workspace
+    of it; `name` is that run's. Runs that an earlier outage left waiting are logged first.
 
     - Same dvc.lock and parameters, and no flow run or the same one: the finished run is returned, nothing is added.
     - Same, from another flow run: a run of its own, tagged `sparsekd.same_as`, so that it is found by its flow run.
@@ -69,61 +73,62 @@ def track(
     Raises ArtifactError when the outputs are incomplete or do not belong to params.yaml and to each other.
     """
     root = root.resolve()
-    uri = resolve_uri(root, uri)
+    home = (home or root).resolve()
+    uri = resolve_uri(home, uri)
     with contextlib.ExitStack() as stack:
         stack.enter_context(patient())
         try:
-            stack.enter_context(locked(root / FOLDER / "track.lock"))
-            store = _open(root, uri)
+            stack.enter_context(locked(home / FOLDER / "track.lock"))
+            store = _open(uri)
         except Exception as error:  # whatever a store or its driver raises: a compression does not fail for it
-            return _wait(root, collect(root, flow_run_id, durations), uri, error)
-        earlier = _log_waiting(root, store)
-        record = collect(root, flow_run_id, durations)
+            return _wait(home, root, collect(root, flow_run_id, durations, name), uri, error)
+        earlier = _log_waiting(home, store)
+        record = collect(root, flow_run_id, durations, name)
         try:
-            result = _log(root, store, record, uri)
+            result = _log(home, root, store, record, uri)
         except ArtifactError:  # the outputs are at fault, not the store
             raise
         except Exception as error:
-            return _wait(root, record, uri, error)
-        pending.mark(root, earlier)
+            return _wait(home, root, record, uri, error)
+        pending.mark(home, earlier)
         return replace(result, warning=earlier)
 
 
-def _open(root: Path, uri: str) -> _Store:
+def _open(uri: str) -> _Store:
     client = connect(uri)
     return _Store(client, experiment_id(client, uri))
 
 
-def _wait(root: Path, record: Record, uri: str, error: Exception) -> TrackResult:
+def _wait(home: Path, root: Path, record: Record, uri: str, error: Exception) -> TrackResult:
     """Keep the run for next time, and say so."""
-    pending.keep(root, record)
+    pending.keep(home, record, root)
     reason = error if isinstance(error, SparseKDError) else f"{type(error).__name__}: {error}"
     short = " ".join(str(reason).split())[:300].rstrip(".")
     warning = (
         f"MLflow at {shown(uri)} could not log the run ({short}). Nothing is lost: it waits in "
-        f"{pending.marker_path(root).relative_to(root)} and is logged by the next run or by `python -m tasks.track`."
+        f"{pending.marker_path(home).relative_to(home)} and is logged by the next run or by `python -m tasks.track`."
     )
-    pending.mark(root, short)
+    pending.mark(home, short)
     return TrackResult(None, record.run_name, record.model.name, None, shown(uri), warning)
 
 
-def _log_waiting(root: Path, store: _Store) -> str | None:
+def _log_waiting(home: Path, store: _Store) -> str | None:
     """Log what earlier outages left. One that fails again stays, and the returned warning says why."""
     failed = []
-    pending.sweep(root)
-    for folder in pending.waiting(root):
+    pending.sweep(home)
+    for folder in pending.waiting(home):
         try:
             record = pending.read(folder)
             _send(store, record, folder)
-            pending.drop(root, folder)
+            pending.drop(home, folder)
         except Exception as error:  # one bad record must not keep the others, or this run, from being logged
             failed.append(f"{folder.name} ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
     if not failed:
         return None
-    return f"Earlier runs still wait in {pending.pending_folder(root)}: {', '.join(failed)}."
+    return f"Earlier runs still wait in {pending.pending_folder(home)}: {', '.join(failed)}."
 
 
-def _log(root: Path, store: _Store, record: Record, uri: str) -> TrackResult:
+def _log(home: Path, root: Path, store: _Store, record: Record, uri: str) -> TrackResult:
     finished = _search(store, f"tags.`sparsekd.key` = '{record.key}' and attributes.status = 'FINISHED'")
     same = [run for run in finished if run.data.tags.get(RECORD_TAG) == record.id]
     asked_for = record.tags.get("prefect.flow_run_id")
@@ -131,9 +136,9 @@ def _log(root: Path, store: _Store, record: Record, uri: str) -> TrackResult:
         return _result((same or finished)[0], record, uri)
     if finished:
         record = replace(record, tags={**record.tags, SAME_TAG: finished[-1].info.run_id})
-    folder = pending.keep(root, record, with_model=registry.find_version(store.client, record) is None)
+    folder = pending.keep(home, record, root, with_model=registry.find_version(store.client, record) is None)
     run = _send(store, record, folder)
-    pending.drop(root, folder)
+    pending.drop(home, folder)
     return _result(run, record, uri)
 
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import yaml
 
+from flows.workspace import experiments
+from tasks.cache import dvc_objects
 from tasks.graph import StageSpec, read_graph
 
 STAGES = ("calibrate", "teacher", "prune", "distill")
@@ -52,13 +54,15 @@ stages:
 """
 
 _WORK = """\
-import sys, time
+import os, sys, time
 from pathlib import Path
 from sparsekd.errors import TrainingError
 from tasks.process import Stage, run_stage
 
+control = Path(os.environ.get("SPARSEKD_HOME", "")) / "control"  # the checkout's, for its workspaces too
+
 def work(stage: Stage) -> None:
-    name, control = stage.spec.name, Path("control")
+    name = stage.spec.name
     with (control / f"ran-{name}").open("a") as ran:
         ran.write("x")
     stage.say(f"{name} at work")
@@ -77,7 +81,7 @@ def work(stage: Stage) -> None:
 try:
     run_stage(["mini.work", sys.argv[1]], work)
 except SystemExit as ended:
-    mark = Path(f"control/edit-{sys.argv[1]}")
+    mark = control / f"edit-{sys.argv[1]}"
     if not ended.code and mark.exists():  # the moment between the stage's own check and DVC's hashing
         params = Path("params.yaml")
         params.write_text(params.read_text().replace("width: 0.75", mark.read_text()))
@@ -132,6 +136,17 @@ class Miniature:
 
     def value(self, out: str) -> str:
         return (self.root / "data" / out / "value.txt").read_text()
+
+    def kept(self, name: str, out: str) -> str:
+        """What `value` would be if the experiment `name` were restored, from DVC's cache."""
+        lock = subprocess.run(
+            ["git", "show", f"{experiments(self.root)[name].overlay}:dvc.lock"],
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        return dvc_objects(self.root, f"data/{out}", lock)["value.txt"].read_text()
 
     def held(self, stage: str) -> None:
         """Wait until the stage has reached its `hold`."""

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import configparser
-import contextlib
 import fcntl
-import json
 import os
 import shutil
 from pathlib import Path
-
-import yaml
 
 from sparsekd.artifacts import hash_file
 from sparsekd.errors import ArtifactError
@@ -64,27 +59,3 @@ def _reflink(source: Path | None, target: Path) -> bool:
             target.unlink()
             return False
     return True
-
-
-def dvc_objects(root: Path, out: str) -> dict[str, Path]:
-    """File below the directory `out` → its object in DVC's cache, as dvc.lock has it; only those that exist."""
-    try:
-        stages = yaml.safe_load((root / "dvc.lock").read_text())["stages"].values()
-        digest = next(o["md5"] for stage in stages for o in stage.get("outs", []) if o["path"] == out)
-        files = _cache(root) / "files" / "md5"
-        listing = json.loads((files / digest[:2] / digest[2:]).read_text())
-        objects = {entry["relpath"]: files / entry["md5"][:2] / entry["md5"][2:] for entry in listing}
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, yaml.YAMLError):
-        return {}  # no DVC here, or a cache that we do not know: the caller copies
-    return {name: path for name, path in objects.items() if path.is_file()}
-
-
-def _cache(root: Path) -> Path:
-    """DVC's cache: `cache.dir` of the workspace's configuration, else .dvc/cache. (Asking DVC itself takes 1 s.)"""
-    for name in ("config.local", "config"):
-        config = configparser.ConfigParser(interpolation=None, strict=False)
-        with contextlib.suppress(configparser.Error):
-            config.read(root / ".dvc" / name)
-            if directory := config.get("cache", "dir", fallback=""):
-                return root / ".dvc" / directory.strip("'\"")
-    return root / ".dvc" / "cache"

@@ -13,8 +13,9 @@ import shutil
 import time
 from pathlib import Path
 
+from tasks.cache import dvc_objects
 from tasks.state import FOLDER, write_json
-from tasks.tracking.links import dvc_objects, place
+from tasks.tracking.links import place
 from tasks.tracking.record import MODEL, Record
 
 
@@ -28,9 +29,12 @@ def pending_folder(root: Path) -> Path:
     return root / FOLDER / "pending-track"
 
 
-def keep(root: Path, record: Record, with_model: bool = True) -> Path:
-    """Write `record` and every file it names below `.sparsekd/`, and return its folder; one that is there stays."""
-    folder = pending_folder(root) / record.id
+def keep(home: Path, record: Record, root: Path, with_model: bool = True) -> Path:
+    """Write `record` and every file of `root` that it names below `.sparsekd/` of `home`, and return its folder.
+
+    One that is there stays.
+    """
+    folder = pending_folder(home) / record.id
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{record.id}.{os.getpid()}.partial")

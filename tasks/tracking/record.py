@@ -31,6 +31,7 @@ CODE = ("sparsekd", "tasks", "flows", "presets", "dvc.yaml", "pyproject.toml", "
 """What makes a commit "dirty". params.yaml and dvc.lock change with each run and are recorded by themselves."""
 HEADLINE = "compression"
 """The group of metrics.json: distilled against dense. It sorts before dense, distilled, pruned and all others."""
+EXPERIMENT_TAG = "dvc.experiment"
 _CARDS_AND_CURVES = {"README.md", "curve.csv"}
 
 
@@ -96,8 +97,12 @@ class Record:
         return cls(**values)
 
 
-def collect(root: Path, flow_run_id: str | None = None, durations: dict[str, float] | None = None) -> Record:
+def collect(
+    root: Path, flow_run_id: str | None = None, durations: dict[str, float] | None = None, name: str | None = None
+) -> Record:
     """Read what the stages under `root` left. `durations` are seconds by stage; `total`, if given, is the wall time.
+
+    `name` is the run's own: that of its DVC experiment and its Prefect flow run.
 
     Raises ArtifactError when an output is missing, or is not what params.yaml and its inputs would make: the run
     would then show numbers beside parameters that they do not belong to.
@@ -113,11 +118,11 @@ def collect(root: Path, flow_run_id: str | None = None, durations: dict[str, flo
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     ended = int(time.time() * 1000)
     model = _model(root, outputs[MODEL], summary)
-    tags = _tags(root, summary, key, lock_hash, flow_run_id)
+    tags = _tags(root, summary, key, lock_hash, flow_run_id) | ({EXPERIMENT_TAG: name} if name else {})
     return Record(
         id=hashlib.sha256(f"{key} {flow_run_id or ''}".encode()).hexdigest()[:16],
         key=key,
-        run_name=f"{model.name} {key[:6]}",
+        run_name=name or f"{model.name} {key[:6]}",
         started=ended - int(1000 * durations.get("total", sum(durations.values()))),
         ended=ended,
         params=params,

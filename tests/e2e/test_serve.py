@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from flows.commands import git
 from flows.servers import answers, free_port
+from flows.workspace import experiments, left_behind
 from tasks.repro import reproduce
 from tasks.state import read_json
 from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
@@ -144,12 +146,15 @@ def test_the_form_follows_params_yaml(served: Served) -> None:
 
 
 def test_a_run_with_one_value_leaves_the_others(served: Served) -> None:
-    run = served.run(prune={"width": 0.5})
-    assert served.wait_for_state(run, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
-    assert served.checkout.value("pruned") == "prune 0.5\n"
-    params = (served.checkout.root / "params.yaml").read_text()
-    assert "# kept comment" in params
-    assert "statistics_tokens: 1024" in params
+    before = (served.checkout.root / "params.yaml").read_text()
+    run = served.wait_for_state(served.run(prune={"width": 0.5}), "Completed", "Failed", "Crashed")
+    assert run["state_name"] == "Completed", run["state"]["message"]
+    assert served.checkout.kept(run["name"], "pruned") == "prune 0.5\n", "experiment and flow run have one name"
+    kept = git(served.checkout.root, "show", f"{experiments(served.checkout.root)[run['name']].overlay}:params.yaml")
+    assert "# kept comment" in kept
+    assert "statistics_tokens: 1024" in kept
+    assert (served.checkout.root / "params.yaml").read_text() == before
+    assert served.checkout.value("pruned") == "prune 0.75\n", "the checkout is as it was"
 
 
 def test_bad_values_fail_in_a_sentence_and_change_nothing(served: Served) -> None:
@@ -170,8 +175,9 @@ def test_cancelling_ends_the_stages(served: Served) -> None:
     served.wait_for_state(run, "Cancelled")
     wait_until(lambda: not any("mini.work" in line for line in served.checkout.processes()), "the stage to end", 5)
     hold.unlink()
-    assert served.wait_for_state(served.run(), "Completed", "Failed")["state_name"] == "Completed"
-    assert served.checkout.value("pruned") == "prune 0.625\n"
+    again = served.wait_for_state(served.run(prune={"width": 0.625}), "Completed", "Failed")
+    assert served.checkout.kept(again["name"], "pruned") == "prune 0.625\n"
+    assert not left_behind(served.checkout.root)
 
 
 @pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)")
@@ -204,8 +210,8 @@ def test_the_form_in_a_browser(served: Served, tmp_path: Path) -> None:
         driver.save_screenshot(str(tmp_path / "form.png"))
         driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
         wait.until(lambda d: not d.current_url.endswith("/run"))
-        assert served.wait_for_state(served.latest_run(), "Completed", "Failed", "Crashed")["state_name"] == "Completed"
-        assert served.checkout.value("pruned") == "prune 0.375\n"
+        run = served.wait_for_state(served.latest_run(), "Completed", "Failed", "Crashed")
+        assert served.checkout.kept(run["name"], "pruned") == "prune 0.375\n"
     finally:
         driver.save_screenshot(os.environ.get("SPARSEKD_SCREENSHOT", str(tmp_path / "end.png")))
         driver.quit()

@@ -59,12 +59,12 @@ def mini(computed: Miniature, tmp_path: Path) -> Miniature:
     return Miniature(tmp_path / "a checkout")
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if key not in {"SPARSEKD_HOME", "PREFECT_API_URL"}}
     return subprocess.run(
         [sys.executable, "-m", "flows", *arguments],
         cwd=cwd,
-        env={**clean, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "FORCE_COLOR": "1"},
+        env={**clean, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "FORCE_COLOR": "1", **environment},
         capture_output=True,
         text=True,
         check=False,

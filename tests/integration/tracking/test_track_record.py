@@ -70,7 +70,7 @@ def test_more_points_than_one_batch_takes_are_all_logged(project: Project) -> No
     points = [replace(record.metrics[-1], key="train/many", step=step) for step in range(2500)]
     from tasks import track as module
 
-    store = module._open(project.root, project.database)
+    store = module._open(project.database)
     run = module._create(store, record)
     module._log_values(store.client, run.info.run_id, replace(record, metrics=points))
 

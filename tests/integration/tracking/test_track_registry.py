@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from sparsekd.artifacts import Artifact, hash_file
+from tasks.cache import dvc_objects
 from tasks.track import TrackResult, track
-from tasks.tracking.links import dvc_objects, place
+from tasks.tracking.links import place
 from tasks.tracking.store import create_database
 from tests.tracked_project import REPOSITORY, Project, client, closed_port, runs, stored, versions
 

@@ -112,15 +112,22 @@ def test_compress_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None
     requests = []
     monkeypatch.setattr(job, "compress", requests.append)
     arguments = "compress --preset smoke --model m --revision r --texts a --texts b -S x.y=1 --set z.w=2 --device cpu"
-    assert runner.invoke(app, [*arguments.split(), "--dry-run", "--yes", "--wait"]).exit_code == 0
-    assert requests == [job.Request("smoke", "m", "r", ("a", "b"), ("x.y=1", "z.w=2"), "cpu", True, True, True)]
+    more = ["--dry-run", "--yes", "--wait", "--isolated", "--at", "v1", "--name", "mine"]
+    assert runner.invoke(app, [*arguments.split(), *more]).exit_code == 0
+    wanted = job.Request("smoke", "m", "r", ("a", "b"), ("x.y=1", "z.w=2"), "cpu", True, True, True, True, "v1", "mine")
+    assert requests == [wanted]
 
 
 def test_serve_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setitem(sys.modules, "flows.serve", SimpleNamespace(serve=lambda *options: calls.append(options)))
-    result = runner.invoke(app, ["serve", "--cron", "0 3 * * *", "--port", "4201", "--mlflow-port", "5001"])
-    assert (result.exit_code, calls) == (0, [("0 3 * * *", 4201, 5001)])
+
+    def serve(*options: Any, retention_days: float) -> None:
+        calls.append((*options, retention_days))
+
+    monkeypatch.setitem(sys.modules, "flows.serve", SimpleNamespace(serve=serve))
+    options = ["--cron", "0 3 * * *", "--port", "4201", "--mlflow-port", "5001", "--retention-days", "7"]
+    result = runner.invoke(app, ["serve", *options])
+    assert (result.exit_code, calls) == (0, [("0 3 * * *", 4201, 5001, 7.0)])
 
 
 def test_config_is_complete_in_yaml_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,18 +8,20 @@ from pathlib import Path
 
 HOUSE = Path(__file__).parents[3]
 PROGRAM = """
-import threading, time
+import sys, threading, time
 from pathlib import Path
 from sparsekd.errors import StageError
 from tasks.graph import StageSpec, read_graph
 from tasks.stage import Run
+
+HOME = Path(sys.argv[1])
 
 def spec(number, alone=False):
     return StageSpec(str(number), "", (), (), (f"data/{number}",), alone=alone)
 
 def at_once(side_by_side, alone):
     graph = {str(number): spec(number, number in alone) for number in range(8)}
-    run = Run(Path(), graph, side_by_side)
+    run = Run(HOME, graph, side_by_side)
     working, most, lone = 0, 0, []
     lock = threading.Lock()
     def work(stage):
@@ -43,7 +45,7 @@ def at_once(side_by_side, alone):
 print(at_once(2, set()), at_once(3, {4}))
 
 one, other = spec(1), spec(2)
-run = Run(Path(), {"1": one, "2": other}, 1)
+run = Run(HOME, {"1": one, "2": other}, 1)
 assert run.why_not() is None
 entered = threading.Event()
 def second():
@@ -59,7 +61,7 @@ thread.join()
 print(run.why_not())
 
 graph = read_graph()
-run = Run(Path(), graph, 1)
+run = Run(HOME, graph, 1)
 order = []
 def ask(name):
     with run.slot(graph[name]):
@@ -77,7 +79,7 @@ time.sleep(0.3)  # Prefect needs a moment before it starts what waited for prune
 distill = asking("distill")
 [thread.join() for thread in (early, late, distill)]
 print(order[5])
-never = Run(Path(), graph, 1)
+never = Run(HOME, graph, 1)
 for name in ("fetch-model", "fetch-texts", "fetch-benchmarks", "calibrate", "teacher", "prune"):
     with never.slot(graph[name]):
         pass
@@ -86,7 +88,7 @@ with never.slot(graph["evaluate@pruned"]):  # distill never asks: its place is n
 """
 
 
-def test_slots() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=HOUSE)
+def test_slots(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, cwd=HOUSE)
     expected = "(2, []) (3, [1, 1])\nstage prune failed\ndistill\nwent on\n"
     assert done.stdout == expected, done.stderr

@@ -1,0 +1,103 @@
+"""What this checkout remembers of its runs, `.sparsekd/runs/<name>/run.json`, beside the experiments in git.
+
+The experiment is the durable record: it goes where the repository goes. This adds what git does not hold: how a run
+ended, how long it took, and where MLflow and Prefect have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.commands import git
+from flows.params import load_at, plain
+from flows.workspace import Workspace, experiments
+from sparsekd.config import RunConfig
+from sparsekd.errors import SparseKDError
+from tasks.state import FOLDER, read_json, write_json
+
+State = Literal["running", "done", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. Times are seconds since the epoch; `result` is the report's metrics.json; `commit` where it started."""
+
+    name: str
+    model: str
+    width: float
+    started: float
+    state: State = "running"
+    ended: float | None = None
+    commit: str | None = None
+    reason: str | None = None
+    flow_run_id: str | None = None
+    mlflow_run_id: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """How each stage went: computed, unchanged or restored."""
+
+    def write(self, home: Path) -> None:
+        """Replace the record of this run."""
+        write_json(_folder(home, self.name) / "run.json", asdict(self))
+
+    def end(self, home: Path, state: State, **values: Any) -> RunRecord:
+        """Write the record of the ended run, and return it."""
+        ended = replace(self, state=state, ended=time.time(), **values)
+        ended.write(home)
+        return ended
+
+
+def new_name(home: Path, config: RunConfig) -> str:
+    """A name that tells model, width and time, and that no run or experiment has yet."""
+    source = re.sub(r"^(file|hf):", "", config.model.source).rstrip("/").rpartition("/")[2]
+    model = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")[:40] or "model"
+    base = f"{model}-w{plain(config.prune.width)}-{time.strftime('%m%d-%H%M%S')}"
+    taken = set(experiments(home)) | {path.name for path in _folder(home, "").glob("*")}
+    number, name = 1, base
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    _folder(home, name).mkdir(parents=True)
+    return name
+
+
+def keep_logs(space: Workspace) -> None:
+    """Copy the stages' logs of a run beside its record: its workspace goes."""
+    with contextlib.suppress(OSError):
+        target = _folder(space.home, space.name) / "logs"
+        shutil.copytree(space.path / FOLDER / "logs", target, dirs_exist_ok=True)
+
+
+def runs(home: Path) -> list[RunRecord]:
+    """All runs, newest first: those that this checkout remembers, and experiments that came with the repository."""
+    found = {path.parent.name: record for path in _folder(home, "").glob("*/run.json") if (record := _read(path))}
+    for name, revision in experiments(home).items():
+        if name not in found and (record := _from_experiment(home, name, revision.overlay or revision.commit)):
+            found[name] = record
+    return sorted(found.values(), key=lambda record: record.started, reverse=True)
+
+
+def _from_experiment(home: Path, name: str, commit: str) -> RunRecord | None:
+    try:
+        config = load_at(home, name)
+        when = float(git(home, "show", "--no-patch", "--format=%ct", commit))
+    except SparseKDError:  # an experiment of something else, or of an older format
+        return None
+    return RunRecord(name, config.model.source, config.prune.width, when, "done", when)
+
+
+def _read(path: Path) -> RunRecord | None:
+    values = read_json(path)
+    with contextlib.suppress(TypeError):
+        return RunRecord(**values) if isinstance(values, dict) else None
+    return None
+
+
+def _folder(home: Path, name: str) -> Path:
+    return home / FOLDER / "runs" / name

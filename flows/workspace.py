@@ -1,0 +1,147 @@
+"""A run by itself: a git worktree that shares the checkout's DVC cache, so that runs never disturb each other.
+
+It ends as a DVC experiment, which holds parameters, dvc.lock and code; the bytes stay in the shared cache. The worktree
+itself goes when the run has ended.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.commands import dvc, git, try_git
+from flows.lock import current_holder
+from sparsekd.errors import ConfigError
+from tasks.cache import cache_directory
+from tasks.state import FOLDER
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MEASURED = ("timings.json", "machine.json")  # what the estimates of a run start from
+_NO_EXPERIMENTS = {"exec", "apply", "running", "celery"}  # DVC's own refs beside those of experiments
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The workspace of the run `name` of the checkout at `home`."""
+
+    home: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Where its files are: a project root like the checkout's."""
+        return self.home / FOLDER / "workspaces" / self.name
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit to start from, and the tree whose files are put over it: an experiment's, or uncommitted changes."""
+
+    commit: str
+    overlay: str | None = None
+
+
+def create(home: Path, name: str, at: str | None = None) -> Workspace:
+    """A new workspace: the commit, tag or experiment `at`, or the checkout as it stands, with uncommitted changes.
+
+    Files that git does not know are not in it. Raises ConfigError for an unknown `at` and a name that is taken.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for a run; use letters, digits, '.', '_' and '-', at most 100.")
+    revision = find_revision(home, at) if at is not None else _as_it_stands(home)
+    space = Workspace(home, name)
+    if space.path.exists():
+        raise ConfigError(f"A run {name} is going on or was interrupted; choose another name, or `sparsekd gc`.")
+    space.path.parent.mkdir(parents=True, exist_ok=True)
+    git(home, "worktree", "add", "--quiet", "--detach", str(space.path), revision.commit)
+    try:
+        if revision.overlay is not None:
+            git(space.path, "restore", f"--source={revision.overlay}", "--worktree", "--", ".")
+        _share_cache(space)
+    except BaseException:
+        remove(space)
+        raise
+    return space
+
+
+def find_revision(home: Path, name: str) -> Revision:
+    """The experiment called `name`, else the commit that it names. Raises ConfigError when it is neither."""
+    if (found := experiments(home).get(name)) is not None:
+        return found
+    commit = try_git(home, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if not commit:
+        raise ConfigError(
+            f"{name!r} is no commit, tag, branch or experiment of this repository; `sparsekd runs` lists the "
+            "experiments, `git log --all` the rest."
+        )
+    return Revision(commit)
+
+
+def experiments(home: Path) -> dict[str, Revision]:
+    """Every DVC experiment by name: the commit that it started from, and its own."""
+    listing = git(home, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps")
+    found = {}
+    for line in listing.splitlines():
+        ref, _, commit = line.rpartition(" ")
+        parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
+        if len(parts) == 5 and parts[2] not in _NO_EXPERIMENTS:
+            found[parts[4]] = Revision(parts[2] + parts[3], commit)
+    return found
+
+
+def save(space: Workspace) -> None:
+    """Keep what the run made as the DVC experiment of its name. Raises StageError with DVC's reason."""
+    dvc(space.path, "exp", "save", "--force", "--name", space.name)
+
+
+def remove(space: Workspace) -> None:
+    """Remove the worktree and what git knows of it; the cache and the experiment stay."""
+    try_git(space.home, "worktree", "remove", "--force", str(space.path))
+    shutil.rmtree(space.path, ignore_errors=True)
+    try_git(space.home, "worktree", "prune")
+
+
+def left_behind(home: Path) -> list[Workspace]:
+    """Workspaces in which nothing runs: of runs that were killed."""
+    folder = home / FOLDER / "workspaces"
+    spaces = [Workspace(home, path.name) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [space for space in spaces if current_holder(space.path) is None]
+
+
+def _as_it_stands(home: Path) -> Revision:
+    commit = try_git(home, "rev-parse", "--verify", "--quiet", "HEAD")
+    if not commit:
+        raise ConfigError(f"{home} has no commit yet; a run in a workspace of its own starts from one: `git commit`.")
+    if not git(home, "status", "--porcelain", "--untracked-files=no"):
+        return Revision(commit)
+    return Revision(commit, git(home, "stash", "create") or None)
+
+
+def _share_cache(space: Workspace) -> None:
+    """Local DVC configuration: that of the checkout (remotes, credentials), its cache, locks of its own.
+
+    Written by hand: three `dvc config` calls take seconds.
+    """
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    config.read(space.home / ".dvc" / "config.local")
+    for section in ("core", "cache"):
+        if not config.has_section(section):
+            config.add_section(section)
+    config.set("core", "site_cache_dir", str(space.path / ".dvc" / "tmp" / "site"))
+    config.set("cache", "dir", str(cache_directory(space.home).resolve()))
+    if not config.has_option("cache", "type"):
+        # As root an append to a hard-linked output would go through to the cache
+        config.set("cache", "type", "reflink,copy" if os.geteuid() == 0 else "reflink,hardlink,symlink,copy")
+    target = space.path / ".dvc" / "config.local"
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it may hold a remote's password
+    with os.fdopen(descriptor, "w") as stream:
+        config.write(stream)
+    for name in _MEASURED:
+        with contextlib.suppress(OSError):
+            (space.path / FOLDER).mkdir(exist_ok=True)
+            shutil.copyfile(space.home / FOLDER / name, space.path / FOLDER / name)

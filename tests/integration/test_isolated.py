@@ -1,0 +1,193 @@
+"""Isolated runs: a workspace of their own, one computation a content, an experiment at the end, and what frees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import freeing
+from flows.servers import free_port, start_prefect
+from flows.workspace import Workspace, create, experiments, find_revision, left_behind, remove
+from sparsekd.errors import ConfigError
+from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture
+from tests.miniature import Miniature, started, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+COMPRESS = "import sys; sys.argv[0] = 'sparsekd'; from flows.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server for this module: a run that starts its own takes 8 s longer."""
+    server = start_prefect(tmp_path_factory.mktemp("prefect"), free_port(), ui=False)
+    try:
+        server.wait_until_ready("/api/health")
+        yield f"{server.url}/api"
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def mini(computed: Miniature, tmp_path: Path) -> Miniature:  # noqa: F811
+    """A checkout that has run once and in which everything is committed."""
+    root = tmp_path / "a checkout"
+    shutil.copytree(computed.root, root, symlinks=True)
+    git(root, "add", "--all")
+    git(root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "all")
+    return Miniature(root)
+
+
+@pytest.fixture
+def run(mini: Miniature, api: str) -> Run:
+    """`sparsekd …` in the checkout."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return command(*arguments, cwd=mini.root, PREFECT_API_URL=api)
+
+    return run
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> None:
+    before = mini.value("pruned")
+    done = run("compress", "--isolated", "--name", "first", "-S", "prune.width=0.5")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert git(mini.root, "status", "--porcelain") == ""
+    assert mini.value("pruned") == before
+    assert mini.kept("first", "pruned") == "prune 0.5\n"
+    assert not (mini.root / ".sparsekd" / "workspaces" / "first").exists()
+    assert "sparsekd restore first" in done.stdout
+    assert git(mini.root, "worktree", "list").count("\n") == 1
+    [first] = json.loads(run("runs", "--json").stdout)
+    assert (first["name"], first["state"], first["width"], first["experiment"]) == ("first", "done", 0.5, True)
+    assert first["outcomes"]["calibrate"] == "restored", "what the checkout had is not computed again"
+    assert first["outcomes"]["prune"] == "computed"
+    assert (mini.root / ".sparsekd" / "runs" / "first" / "logs" / "prune.log").is_file()
+
+    again = run("compress", "--at", "first", "--name", "second")
+    assert again.returncode == 0, again.stderr
+    [second, _] = json.loads(run("runs", "--json").stdout)
+    assert set(second["outcomes"].values()) == {"restored"}, "its own revision computes nothing"
+    assert mini.kept("second", "distilled") == mini.kept("first", "distilled")
+
+    back = run("restore", "first")
+    assert back.returncode == 0, back.stderr
+    assert mini.value("pruned") == "prune 0.5\n"
+    assert "width: 0.5" in (mini.root / "params.yaml").read_text()
+    assert "width: 0.75" in (mini.root / ".sparsekd" / "params.before-restore.yaml").read_text()
+    shown = json.loads(dvc(mini.root, "exp", "show", "--json"))
+    assert "first" in json.dumps(shown)
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_two_at_once_compute_what_they_share_once(mini: Miniature, api: str) -> None:
+    mini.edit("  tokens: 122880", "  tokens: 61440")  # calibrate, and so everything, is new
+    hold = mini.control("hold", "calibrate")
+    first = ("compress", "--isolated", "--name", "a", "-S", "prune.width=0.5")
+    second = ("compress", "--isolated", "--name", "b", "-S", "prune.width=0.25")
+    with (
+        started(mini, COMPRESS, *first, PREFECT_API_URL=api) as one,
+        started(mini, COMPRESS, *second, PREFECT_API_URL=api) as other,
+    ):
+        mini.held("calibrate")
+        locks = mini.root / ".dvc" / "cache" / "locks"
+        wait_until(lambda: _waiting(locks), "the other run to wait for the content")
+        hold.unlink()
+        outputs = [process.communicate()[0] for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), outputs
+    assert mini.runs("calibrate") == 2, "once in the fixture, once now"
+    assert mini.runs("teacher") == 2
+    assert mini.runs("prune") == 3, "once in the fixture, and once for each width"
+    assert mini.kept("a", "pruned") == "prune 0.5\n"
+    assert mini.kept("b", "pruned") == "prune 0.25\n"
+
+
+def _waiting(locks: Path) -> bool:
+    """Whether two processes have the lock file of calibrate open."""
+    holders = set()
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith(str(locks / "calibrate-")):
+            holders.add(entry.parts[2])
+    return len(holders) == 2
+
+
+def test_a_killed_run_is_freed(mini: Miniature, api: str, run: Run) -> None:
+    mini.control("hold", "prune")
+    lost = ("compress", "--isolated", "--name", "lost", "-S", "prune.width=0.5")
+    with started(mini, COMPRESS, *lost, PREFECT_API_URL=api) as process:
+        mini.held("prune")
+        refused = run("gc")
+        assert refused.returncode != 0
+        assert "lost is going on" in refused.stderr
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    wait_until(lambda: not mini.processes(), "the stage to end", 5)
+    assert [space.name for space in left_behind(mini.root)] == ["lost"]
+    assert git(mini.root, "status", "--porcelain") == ""
+    said = run("gc")
+    assert "Nothing was removed" in said.stdout
+    assert left_behind(mini.root)
+    assert run("gc", "--yes").returncode == 0
+    assert not left_behind(mini.root)
+
+
+def test_gc_keeps_what_experiments_need_and_agrees_with_dvc(mini: Miniature, run: Run) -> None:
+    for name, width in (("kept", "0.5"), ("given-up", "0.25")):
+        done = run("compress", "--isolated", "--name", name, "-S", f"prune.width={width}")
+        assert done.returncode == 0, done.stderr
+    dry = dvc(mini.root, "gc", "--workspace", "--all-branches", "--all-tags", "--all-experiments", "--force", "--dry")
+    found = freeing.unneeded(mini.root)
+    assert len(found.objects) == dry.count("Removing ")
+    more = freeing.unneeded(mini.root, ["given-up"])
+    assert len(more.objects) > len(found.objects)
+    freed = run("gc", "--drop", "given-up", "--yes")
+    assert freed.returncode == 0, freed.stderr
+    assert set(experiments(mini.root)) == {"kept"}
+    assert freeing.unneeded(mini.root).objects == []
+    assert mini.kept("kept", "pruned") == "prune 0.5\n"
+    out = mini.root.parent / "taken out"
+    unknown = run("restore", "given-up", "--out", str(out))
+    assert unknown.returncode == 2
+    assert "sparsekd runs" in unknown.stderr
+
+
+def test_uncommitted_changes_are_in_a_workspace_and_other_revisions_are_found(mini: Miniature) -> None:
+    mini.edit("width: 0.75", "width: 0.625")
+    space = create(mini.root, "dirty")
+    assert "width: 0.625" in (space.path / "params.yaml").read_text()
+    clean = create(mini.root, "clean", at="HEAD")
+    assert "width: 0.75" in (clean.path / "params.yaml").read_text()
+    with pytest.raises(ConfigError, match="choose another name"):
+        create(mini.root, "dirty")
+    for name in ("../up", "-x", "a b", ""):
+        with pytest.raises(ConfigError, match="no name for a run"):
+            create(mini.root, name)
+    for at in ("nowhere", "--help", "HEAD; touch /tmp/p"):
+        with pytest.raises(ConfigError, match="no commit, tag, branch or experiment"):
+            find_revision(mini.root, at)
+    for made in (space, clean):
+        remove(made)
+        assert not made.path.exists()
+    assert not left_behind(mini.root)
+    assert Workspace(mini.root, "dirty").path.name == "dirty"
