@@ -11,7 +11,6 @@ from pathlib import Path
 from sparsekd.errors import StageError
 from tasks import environment
 
-
 _NOBODY = {"NAME": "sparsekd", "EMAIL": "sparsekd@localhost"}
 
 

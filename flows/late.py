@@ -10,16 +10,16 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 
-_WAITING = {"Scheduled", "Late", "AwaitingConcurrencySlot", "Pending"}
+_OF_NO_USE = {StateType.FAILED, StateType.CRASHED, StateType.CANCELLED, StateType.CANCELLING, StateType.PAUSED}
 
 
 def why_skipped(flow_run_id: str | None, max_late: float | None) -> str | None:
     """Why the run has come too late to compute anything, or None. Only runs that a schedule made can.
 
     It is too late when it starts more than `max_late` minutes after its time, or when a later run of the same
-    schedule is due already: that one computes.
+    schedule is due already, whose result is at least as new.
     """
     if flow_run_id is None:
         return None
@@ -37,12 +37,12 @@ def why_skipped(flow_run_id: str | None, max_late: float | None) -> str | None:
         )
     newer = [other for other in others if _is_due_after(other, due)]
     if newer:
-        return f"the run of {max(map(_due, newer)).astimezone():%H:%M} of the same schedule is due too, and computes"
+        return f"the run of {max(map(_due, newer)).astimezone():%H:%M} of the same schedule is due or done too"
     return None
 
 
 def _is_due_after(other: FlowRun, due: datetime) -> bool:
-    return bool(other.auto_scheduled and other.state_name in _WAITING and due < _due(other) <= _now())
+    return other.auto_scheduled and other.state_type not in _OF_NO_USE and due < _due(other) <= _now()
 
 
 def _due(run: FlowRun) -> datetime:

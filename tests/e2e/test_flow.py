@@ -5,11 +5,15 @@ Each run is a process of its own. Most use one Prefect server for all tests; som
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import sqlite3
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +84,39 @@ def task_states(api: str, run: Any) -> dict[str, str]:
     return read()
 
 
+def clean(checkout: Miniature, api: str, days: float) -> str:
+    """Remove flow runs that are older; how many were."""
+    program = f"from flows.retention import remove_older; print(remove_older({days}))"
+    with started(checkout, program, PREFECT_API_URL=api) as process:
+        output, _ = process.communicate()
+    return output.strip()
+
+
+@contextlib.contextmanager
+def receiver() -> Iterator[tuple[str, list[Any]]]:
+    """A webhook on this machine: its address, and the messages it was sent."""
+    told: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/a-token", told
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def test_states_logs_and_parameters_of_a_run(api: str, checkout: Miniature) -> None:
     checkout.edit("width: 0.75", "width: 0.5")
     with started(checkout, LAUNCH, PREFECT_API_URL=api) as process:
@@ -93,6 +130,12 @@ def test_states_logs_and_parameters_of_a_run(api: str, checkout: Miniature) -> N
     assert task_states(api, run) == states
     logs = [entry["message"] for entry in ask(api, "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})]
     assert "prune at work" in logs
+    assert clean(checkout, api, 1) == "0", "it is not a day old"
+    assert int(clean(checkout, api, 0)) >= 1
+    assert ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}}) == []
+    wait_until(
+        lambda: not ask(api, "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}}), "its log to go", 30
+    )
     assert {name: read_state(checkout.root, name).state for name in STAGES} == {
         "calibrate": "cached", "teacher": "cached", "prune": "done", "distill": "done",
     }  # fmt: skip
@@ -101,7 +144,10 @@ def test_states_logs_and_parameters_of_a_run(api: str, checkout: Miniature) -> N
 def test_a_failed_stage_is_named_with_its_reason(api: str, checkout: Miniature) -> None:
     checkout.edit("width: 0.75", "width: 0.5")
     checkout.control("fail", "prune")
-    with started(checkout, LAUNCH, PREFECT_API_URL=api) as process:
+    with (
+        receiver() as (address, told),
+        started(checkout, LAUNCH, PREFECT_API_URL=api, SPARSEKD_WEBHOOK=address) as process,
+    ):
         output, _ = process.communicate()
     reason = (
         "Stage prune failed: distill.learning_rate is 9; the loss is NaN at step 3. Lower it. "
@@ -111,6 +157,9 @@ def test_a_failed_stage_is_named_with_its_reason(api: str, checkout: Miniature) 
     run = flow_run(api, checkout)
     assert run["state_name"] == "Failed"
     assert run["state"]["message"] == reason
+    [message] = told
+    assert (message["event"], message["run"], message["message"]) == ("failed", run["name"], reason)
+    assert message["text"].startswith(f"sparsekd {run['name']}: failed. Stage prune failed")
     states = task_states(api, run)
     assert states["prune"] == "Failed"
     assert states["distill"] in {"NotReady", "NotRun"}

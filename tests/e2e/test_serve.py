@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ def test_cancelling_ends_the_stages(served: Served) -> None:
     again = served.wait_for_state(served.run(prune={"width": 0.625}), "Completed", "Failed")
     assert served.checkout.kept(again["name"], "pruned") == "prune 0.625\n"
     assert not left_behind(served.checkout.root)
+
+
+def test_of_three_missed_times_one_run_computes(served: Served) -> None:
+    """What the server finds when it comes back: the runs of three nights, all due."""
+    found, now = served.deployment(), datetime.now(UTC)
+    nights = {"start_time": (now - timedelta(days=3)).isoformat(), "end_time": now.isoformat(), "min_runs": 3}
+    served.ask(f"deployments/{found['id']}/schedule", nights)
+    wanted = {
+        "deployments": {"id": {"any_": [found["id"]]}},
+        "flow_runs": {"expected_start_time": {"before_": nights["end_time"]}},
+    }
+    due = [run["id"] for run in served.ask("flow_runs/filter", wanted) if run["auto_scheduled"]]
+    assert len(due) == 3
+    ended = [served.wait_for_state(run, "Completed", "Skipped", "Failed", "Crashed") for run in due]
+    ended.sort(key=lambda run: str(run["expected_start_time"]))
+    assert [run["state_name"] for run in ended] == ["Skipped", "Skipped", "Completed"], [r["state"] for r in ended]
+    assert ended[0]["state"]["type"] == "COMPLETED"
+    assert ended[0]["state"]["message"].startswith("Skipped, late: the run of 0")
 
 
 @pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)")
