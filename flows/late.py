@@ -9,7 +9,12 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
 
 _OF_NO_USE = {StateType.FAILED, StateType.CRASHED, StateType.CANCELLED, StateType.CANCELLING, StateType.PAUSED}
@@ -32,21 +37,23 @@ def why_skipped(flow_run_id: str | None, max_late: float | None) -> str | None:
         if max_late is not None and late > timedelta(minutes=max_late):
             return f"it starts {_minutes(late)} after its time, more than max_late = {max_late:g}"
         others = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(),
+            flow_run_filter=FlowRunFilter(
+                expected_start_time=FlowRunFilterExpectedStartTime(after_=due, before_=_now())
+            ),
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id])),
         )
-    newer = [other for other in others if _is_due_after(other, due)]
+    newer = [other for other in others if _computes(other, due)]
     if newer:
         return f"the run of {max(map(_due, newer)).astimezone():%H:%M} of the same schedule is due or done too"
     return None
 
 
-def _is_due_after(other: FlowRun, due: datetime) -> bool:
-    return other.auto_scheduled and other.state_type not in _OF_NO_USE and due < _due(other) <= _now()
+def _computes(other: FlowRun, due: datetime) -> bool:
+    return other.auto_scheduled and other.state_type not in _OF_NO_USE and _due(other) > due
 
 
 def _due(run: FlowRun) -> datetime:
-    return run.expected_start_time or datetime.max.replace(tzinfo=UTC)
+    return run.expected_start_time or datetime.min.replace(tzinfo=UTC)
 
 
 def _now() -> datetime:
