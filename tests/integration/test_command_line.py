@@ -142,7 +142,7 @@ def test_a_preset_that_would_lose_edits_needs_yes(mini: Miniature) -> None:
     accepted = command("compress", "--preset", "smoke", "--yes", "--dry-run", cwd=mini.root)
     assert accepted.returncode == 0, accepted.stderr
     assert "preset smoke as it stands" in accepted.stdout
-    assert "  calibrate.tokens: 122880 → 8192" in accepted.stdout
+    assert "  calibrate.tokens: 122880 → 6144" in accepted.stdout
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_a_single_step_hands_over_configuration_and_progress(monkeypatch: pytest
     assert result.exit_code == 0, result.output
     (model, where, given) = calls[0]
     assert (model, where, given["width"]) == (m, out, 0.5)
-    assert (given["config"].prune.beta, given["config"].calibrate.tokens) == (1.0, 8192)
+    assert (given["config"].prune.beta, given["config"].calibrate.tokens) == (1.0, 6144)
     assert json.loads(result.stdout) == {"reduction": {"width": 0.5}}
     damaged = runner.invoke(app, ["evaluate", "--model", m])
     assert (damaged.exit_code, damaged.stdout) == (2, "")

@@ -58,7 +58,7 @@ def test_options_are_settings(project: Path) -> None:
         device="cpu",
         settings=["prune.width=0.5", "evaluate.rows=30"],
     )
-    assert (config.preset, config.calibrate.tokens) == ("smoke", 8192)
+    assert (config.preset, config.calibrate.tokens) == ("smoke", 6144)
     assert (config.model.source, config.model.revision) == ("hf:owner/name", "main")
     assert (config.texts.sources, config.texts.revisions) == (("wiki",), None)
     assert (config.runtime.device, config.prune.width, config.evaluate.rows) == ("cpu", 0.5, 30)
