@@ -148,11 +148,12 @@ def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -
 
 def _run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, name: str | None) -> dict[str, str]:
     """Open the workspace `name`, which the command line may have made already, or make one; run there."""
-    space = Workspace(home, name) if name else None
-    made = space is None or not space.path.exists()
-    if space is None or made:
+    made = name is None or not Workspace(home, name).path.exists()
+    if made:
         config = settle.merge(params.load_at(home, at), given)
-        space = workspace.create(home, name or history.new_name(home, config), at)
+        name = name or history.new_name(home, config)
+        workspace.create(home, name, at)
+    space = Workspace(home, name)
     try:
         os.chdir(space.path)
         end_with_parent(space.path)

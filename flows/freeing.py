@@ -7,7 +7,6 @@ files, so nothing here can take them away.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -19,12 +18,12 @@ import yaml
 from flows import params, workspace
 from flows.commands import dvc, git
 from flows.display import make_console
-from flows.lock import run_lock
+from flows.lock import current_holder, run_lock
 from flows.preflight import gigabytes
-from flows.workspace import Workspace, experiments, left_behind
+from flows.workspace import Workspace, experiments, left_behind, workspaces
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
-from tasks.cache import cache_directory
+from tasks.cache import listed, objects_directory
 from tasks.state import FOLDER
 
 _CHECKPOINT_DAYS = 7
@@ -72,7 +71,7 @@ def gc(drop: Sequence[str] = (), yes: bool = False) -> None:
 def unneeded(home: Path, drop: Iterable[str] = ()) -> Unneeded:
     """What nothing needs if the runs in `drop` are given up."""
     needed = _needed(home, set(drop))
-    files = cache_directory(home) / "files" / "md5"
+    files = objects_directory(home)
     objects = [path for path in sorted(files.glob("*/*")) if path.parent.name + path.name not in needed]
     checkpoints = home / ".checkpoints"
     old = time.time() - _CHECKPOINT_DAYS * 86400
@@ -85,9 +84,7 @@ def unneeded(home: Path, drop: Iterable[str] = ()) -> Unneeded:
 
 
 def _refuse_while_running(home: Path) -> None:
-    idle = {space.name for space in left_behind(home)}
-    folder = home / FOLDER / "workspaces"
-    running = [path.name for path in folder.iterdir() if path.name not in idle] if folder.is_dir() else []
+    running = [space.name for space in workspaces(home) if current_holder(space.path) is not None]
     if running:
         raise StageError(
             f"Run {running[0]} is going on, and what it has made is not recorded yet; gc when it has ended."
@@ -101,14 +98,13 @@ def _needed(home: Path, drop: set[str]) -> set[str]:
     locks = [text for commit in {*heads, *kept} if commit and (text := _lock_at(home, commit))]
     with contextlib.suppress(OSError):
         locks.append((home / "dvc.lock").read_text())
-    files = cache_directory(home) / "files" / "md5"
     needed: set[str] = set()
     for text in locks:
         for stage in ((yaml.safe_load(text) or {}).get("stages") or {}).values():
             needed |= {out["md5"] for out in stage.get("outs", []) if "md5" in out}
-    for listing in [digest for digest in needed if digest.endswith(".dir")]:
+    for digest in [digest for digest in needed if digest.endswith(".dir")]:
         with contextlib.suppress(OSError, ValueError):
-            needed |= {entry["md5"] for entry in json.loads((files / listing[:2] / listing[2:]).read_text())}
+            needed |= set(listed(home, digest).values())
     return needed
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.commands import git
-from flows.params import load_at, plain
+from flows.params import load_tree, plain
 from flows.workspace import Workspace, experiments
 from sparsekd.config import RunConfig
 from sparsekd.errors import SparseKDError
@@ -78,14 +78,14 @@ def runs(home: Path) -> list[RunRecord]:
     """All runs, newest first: those that this checkout remembers, and experiments that came with the repository."""
     found = {path.parent.name: record for path in _folder(home, "").glob("*/run.json") if (record := _read(path))}
     for name, revision in experiments(home).items():
-        if name not in found and (record := _from_experiment(home, name, revision.overlay or revision.commit)):
+        if name not in found and (record := _from_experiment(home, name, revision.tree)):
             found[name] = record
     return sorted(found.values(), key=lambda record: record.started, reverse=True)
 
 
 def _from_experiment(home: Path, name: str, commit: str) -> RunRecord | None:
     try:
-        config = load_at(home, name)
+        config = load_tree(home, commit, name)
         when = float(git(home, "show", "--no-patch", "--format=%ct", commit))
     except SparseKDError:  # an experiment of something else, or of an older format
         return None

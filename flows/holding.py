@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.states import Crashed
 
+from flows.workspace import workspaces
 from tasks.state import FOLDER, read_json, write_json
 
 
@@ -32,7 +33,7 @@ def name_run(flow_run_id: str | None, name: str) -> None:
 
 def place_of(home: Path, flow_run_id: str) -> Path | None:
     """Where the flow run works: the checkout, one of its workspaces, or nowhere yet."""
-    places = [home, *sorted((home / FOLDER / "workspaces").glob("*"))]
+    places = [home, *(space.path for space in workspaces(home))]
     return next((place for place in places if holding_run(place) == flow_run_id), None)
 
 

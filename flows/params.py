@@ -92,9 +92,13 @@ def load_at(home: Path, at: str | None) -> RunConfig:
     """The configuration of the commit, tag or experiment `at`; of the checkout at `home` as it stands when None."""
     if at is None:
         return load(home)
-    revision = find_revision(home, at)
-    text = git(home, "show", f"{revision.overlay or revision.commit}:params.yaml")
-    return parse_config(YAML(typ="safe", pure=True).load(text) or {}, f"params.yaml of {at}")
+    return load_tree(home, find_revision(home, at).tree, at)
+
+
+def load_tree(home: Path, tree: str, name: str) -> RunConfig:
+    """The configuration in the commit `tree`, which people call `name`."""
+    text = git(home, "show", f"{tree}:params.yaml")
+    return parse_config(YAML(typ="safe", pure=True).load(text) or {}, f"params.yaml of {name}")
 
 
 def seen_from(root: Path, config: RunConfig, home: Path) -> RunConfig:

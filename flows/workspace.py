@@ -21,6 +21,7 @@ from tasks.cache import cache_directory
 from tasks.state import FOLDER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FOLDER = "workspaces"
 _MEASURED = ("timings.json", "machine.json")  # what the estimates of a run start from
 _NO_EXPERIMENTS = {"exec", "apply", "running", "celery"}  # DVC's own refs beside those of experiments
 
@@ -35,7 +36,7 @@ class Workspace:
     @property
     def path(self) -> Path:
         """Where its files are: a project root like the checkout's."""
-        return self.home / FOLDER / "workspaces" / self.name
+        return self.home / FOLDER / _FOLDER / self.name
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Revision:
 
     commit: str
     overlay: str | None = None
+
+    @property
+    def tree(self) -> str:
+        """The commit that has the files as they shall be."""
+        return self.overlay or self.commit
 
 
 def create(home: Path, name: str, at: str | None = None) -> Workspace:
@@ -106,11 +112,14 @@ def remove(space: Workspace) -> None:
     try_git(space.home, "worktree", "prune")
 
 
+def workspaces(home: Path) -> list[Workspace]:
+    """Every workspace of the checkout, whether its run goes on or was killed."""
+    return [Workspace(home, path.name) for path in sorted((home / FOLDER / _FOLDER).glob("*"))]
+
+
 def left_behind(home: Path) -> list[Workspace]:
     """Workspaces in which nothing runs: of runs that were killed."""
-    folder = home / FOLDER / "workspaces"
-    spaces = [Workspace(home, path.name) for path in sorted(folder.iterdir())] if folder.is_dir() else []
-    return [space for space in spaces if current_holder(space.path) is None]
+    return [space for space in workspaces(home) if current_holder(space.path) is None]
 
 
 def _as_it_stands(home: Path) -> Revision:

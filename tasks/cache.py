@@ -18,12 +18,24 @@ def dvc_objects(root: Path, out: str, lock: str | None = None) -> dict[str, Path
     try:
         stages = yaml.safe_load((root / "dvc.lock").read_text() if lock is None else lock)["stages"].values()
         digest = next(o["md5"] for stage in stages for o in stage.get("outs", []) if o["path"] == out)
-        files = cache_directory(root) / "files" / "md5"
-        listing = json.loads((files / digest[:2] / digest[2:]).read_text())
-        objects = {entry["relpath"]: files / entry["md5"][:2] / entry["md5"][2:] for entry in listing}
+        objects = {name: _object(root, md5) for name, md5 in listed(root, digest).items()}
     except (OSError, ValueError, KeyError, TypeError, StopIteration, yaml.YAMLError):
         return {}  # no DVC here, or a cache that we do not know: the caller copies
     return {name: path for name, path in objects.items() if path.is_file()}
+
+
+def listed(root: Path, digest: str) -> dict[str, str]:
+    """The files of the directory with this hash, by relative path: their hashes. Raises OSError, ValueError."""
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(_object(root, digest).read_text())}
+
+
+def _object(root: Path, digest: str) -> Path:
+    return objects_directory(root) / digest[:2] / digest[2:]
+
+
+def objects_directory(root: Path) -> Path:
+    """Where the objects lie in the cache: two digits of the hash a folder, the rest the file's name."""
+    return cache_directory(root) / "files" / "md5"
 
 
 def cache_directory(root: Path) -> Path:

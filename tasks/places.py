@@ -27,22 +27,19 @@ def place(home: Path, count: int, alone: bool, ended: Callable[[], bool] = lambd
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         gate = held.enter_context((folder / "gate").open("a"))
-        while not ended() and not _lock(gate, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
-            time.sleep(_POLL_SECONDS)
-        free = [held.enter_context((folder / str(number)).open("a")) for number in range(count)]
-        while not ended() and not _take(free, alone):
-            if not alone:  # the gate must not stay open for as long as all places are taken
+        places = [held.enter_context((folder / str(number)).open("a")) for number in range(count)]
+        while not ended():
+            entered = _lock(gate, fcntl.LOCK_EX if alone else fcntl.LOCK_SH) and _take(places, alone)
+            if not alone:  # only who wants to be alone keeps the gate while places are taken
                 fcntl.flock(gate, fcntl.LOCK_UN)
+            if entered:
+                break
             time.sleep(_POLL_SECONDS)
-            while not alone and not ended() and not _lock(gate, fcntl.LOCK_SH):
-                time.sleep(_POLL_SECONDS)
-        if not alone:
-            fcntl.flock(gate, fcntl.LOCK_UN)
         yield
 
 
 def _take(places: list[IO[str]], alone: bool) -> bool:
-    """Lock one of `places`, or all that are not locked yet; whether that is enough."""
+    """Lock one of `places`, or all that are free (those held already count); whether that is enough."""
     taken = 0
     for file in places:
         if _lock(file, fcntl.LOCK_EX):

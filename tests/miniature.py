@@ -22,6 +22,7 @@ from pathlib import Path
 
 import yaml
 
+from flows.commands import git
 from flows.workspace import experiments
 from tasks.cache import dvc_objects
 from tasks.graph import StageSpec, read_graph
@@ -139,13 +140,7 @@ class Miniature:
 
     def kept(self, name: str, out: str) -> str:
         """What `value` would be if the experiment `name` were restored, from DVC's cache."""
-        lock = subprocess.run(
-            ["git", "show", f"{experiments(self.root)[name].overlay}:dvc.lock"],
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        lock = git(self.root, "show", f"{experiments(self.root)[name].tree}:dvc.lock")
         return dvc_objects(self.root, f"data/{out}", lock)["value.txt"].read_text()
 
     def held(self, stage: str) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from flows.lock import current_holder
-from flows.servers import free_port, start_prefect
 from tasks.repro import reproduce
 from tasks.state import read_json, read_state
 from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
@@ -38,17 +37,6 @@ try:
 except SparseKDError as error:
     sys.exit(f"error: {error}")
 """
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server for this module."""
-    server = start_prefect(tmp_path_factory.mktemp("prefect"), free_port(), ui=False)
-    try:
-        server.wait_until_ready("/api/health")
-        yield f"{server.url}/api"
-    finally:
-        server.end()
 
 
 @pytest.fixture(scope="module")

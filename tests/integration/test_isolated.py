@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flows import freeing
-from flows.servers import free_port, start_prefect
+from flows.commands import dvc, git
 from flows.workspace import Workspace, create, experiments, find_revision, left_behind, remove
 from sparsekd.errors import ConfigError
 from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture
@@ -24,17 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMPRESS = "import sys; sys.argv[0] = 'sparsekd'; from flows.cli import main; main()"
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server for this module: a run that starts its own takes 8 s longer."""
-    server = start_prefect(tmp_path_factory.mktemp("prefect"), free_port(), ui=False)
-    try:
-        server.wait_until_ready("/api/health")
-        yield f"{server.url}/api"
-    finally:
-        server.end()
 
 
 @pytest.fixture
@@ -57,10 +45,6 @@ def run(mini: Miniature, api: str) -> Run:
     return run
 
 
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
-
-
 def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> None:
     before = mini.value("pruned")
     done = run("compress", "--isolated", "--name", "first", "-S", "prune.width=0.5")
@@ -70,7 +54,7 @@ def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> 
     assert mini.kept("first", "pruned") == "prune 0.5\n"
     assert not (mini.root / ".sparsekd" / "workspaces" / "first").exists()
     assert "sparsekd restore first" in done.stdout
-    assert git(mini.root, "worktree", "list").count("\n") == 1
+    assert len(git(mini.root, "worktree", "list").splitlines()) == 1
     [first] = json.loads(run("runs", "--json").stdout)
     assert (first["name"], first["state"], first["width"], first["experiment"]) == ("first", "done", 0.5, True)
     assert first["outcomes"]["calibrate"] == "restored", "what the checkout had is not computed again"
@@ -90,11 +74,6 @@ def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> 
     assert "width: 0.75" in (mini.root / ".sparsekd" / "params.before-restore.yaml").read_text()
     shown = json.loads(dvc(mini.root, "exp", "show", "--json"))
     assert "first" in json.dumps(shown)
-
-
-def dvc(root: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def test_two_at_once_compute_what_they_share_once(mini: Miniature, api: str) -> None:
