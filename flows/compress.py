@@ -24,11 +24,12 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from flows import history, params, settle, workspace  # noqa: E402
 from flows.commands import git  # noqa: E402
 from flows.history import RunRecord  # noqa: E402
-from flows.holding import close_unfinished, name_run, note_run, place_of  # noqa: E402
+from flows.holding import close_unfinished, name_of, name_run, note_run, place_of  # noqa: E402
 from flows.late import why_skipped  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
 from flows.notify import notify  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
+from flows.result import gate_of  # noqa: E402
 from flows.stages import run_stages, show_and_track  # noqa: E402
 from flows.workspace import Workspace  # noqa: E402
 from sparsekd.config import (  # noqa: E402
@@ -36,6 +37,7 @@ from sparsekd.config import (  # noqa: E402
     Calibrate,
     Distill,
     Evaluate,
+    Gate,
     Model,
     Prune,
     Report,
@@ -46,6 +48,7 @@ from sparsekd.config import (  # noqa: E402
     Texts,
 )
 from sparsekd.errors import SparseKDError  # noqa: E402
+from sparsekd.report.summary import Gate as Judged  # noqa: E402
 from tasks.graph import read_graph  # noqa: E402
 from tasks.groups import end_recorded_groups  # noqa: E402
 from tasks.repair import repair  # noqa: E402
@@ -53,6 +56,8 @@ from tasks.state import read_json  # noqa: E402
 
 prefect_log.shorten()
 _DEFAULTS = RunConfig()
+GATE_STATES = {"passed": "Passed", "not passed": "Not passed", "not enough evidence": "Not enough evidence"}
+"""The name of the flow run's state by what the gate said; all are of type Completed."""
 
 
 def _end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -63,7 +68,12 @@ def _end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
 
 def _tell(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    notify(str(state.name).lower(), flow_run.name, state.message or "", flow_run_id=str(flow_run.id))
+    notify(str(state.name).lower(), name_of(flow_run), state.message or "", flow_run_id=str(flow_run.id))
+
+
+def _tell_unless_passed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    if state.name in (GATE_STATES["not passed"], GATE_STATES["not enough evidence"]):
+        _tell(flow, flow_run, state)
 
 
 @flow(
@@ -71,6 +81,7 @@ def _tell(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     on_cancellation=[_end_stages],
     on_crashed=[_end_stages, _tell],
     on_failure=[_tell],
+    on_completion=[_tell_unless_passed],
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; Run.slot limits what works at once
     retries=0,
     persist_result=False,
@@ -85,6 +96,7 @@ def compress(
     distill: Distill = _DEFAULTS.distill,
     evaluate: Evaluate = _DEFAULTS.evaluate,
     benchmark: Benchmark = _DEFAULTS.benchmark,
+    gate: Gate = _DEFAULTS.gate,
     report: Report = _DEFAULTS.report,
     isolated: bool = False,
     at: str | None = None,
@@ -108,6 +120,7 @@ def compress(
         distill: How the pruned model learns from the dense one.
         evaluate: What is measured of all three models.
         benchmark: How speed is measured.
+        gate: Limits that a result must keep to become the champion.
         report: What the report shows beside the numbers.
         isolated: Work in a workspace of its own, leave the checkout as it is, and end as a DVC experiment.
         at: The commit, tag or experiment that an isolated run starts from; by default the checkout as it stands.
@@ -130,7 +143,14 @@ def compress(
         return Failed(message=str(error), data=error)
 
 
-def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -> dict[str, str]:
+def _ended(outcomes: dict[str, str], found: Judged | None) -> State[Any]:
+    """The run's last state: what the gate said is its name, and why is its message."""
+    if found is None or found.state == "no limits":
+        return Completed(data=outcomes)
+    return Completed(name=GATE_STATES[found.state], message=found.sentence(), data=outcomes)
+
+
+def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -> State[Any]:
     logger = get_run_logger()
     os.chdir(root)
     end_with_parent(root)
@@ -143,10 +163,10 @@ def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -
             logger.info("params.yaml: %s", change)
         outcomes, seconds = run_stages(root, root)
         show_and_track(root, root, seconds)
-        return outcomes
+        return _ended(outcomes, gate_of(root))
 
 
-def _run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, name: str | None) -> dict[str, str]:
+def _run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, name: str | None) -> State[Any]:
     """Open the workspace `name`, which the command line may have made already, or make one; run there."""
     made = name is None or not Workspace(home, name).path.exists()
     if made:
@@ -167,7 +187,7 @@ def _run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, 
             workspace.remove(space)
 
 
-def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> State[Any]:
     """Run the stages in `space`, keep what they made as an experiment, and note how it went."""
     logger = get_run_logger()
     for change in settle.settle(given, space.path, space.home):
@@ -182,12 +202,16 @@ def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> dict[st
         outcomes, seconds = run_stages(space.path, space.home)
         mlflow_run = show_and_track(space.path, space.home, seconds, space.name)
         workspace.save(space)
+        found = gate_of(space.path)
+        if found is not None and found.state == "passed":
+            logger.info("Tagged as %s.", workspace.promote(space))
     except BaseException as error:
         record.end(space.home, "failed" if isinstance(error, SparseKDError) else "stopped", reason=str(error))
         raise
     finally:
         history.keep_logs(space)
     metrics = read_json(space.path / "data/report/metrics.json") or {}
-    record.end(space.home, "done", mlflow_run_id=mlflow_run, result=metrics, outcomes=outcomes)
+    said = found.state if found else None
+    record.end(space.home, "done", mlflow_run_id=mlflow_run, gate=said, result=metrics, outcomes=outcomes)
     logger.info("Kept as experiment %s: `sparsekd restore %s` brings it back.", space.name, space.name)
-    return outcomes
+    return _ended(outcomes, found)

@@ -122,7 +122,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     validated = (
         (1 + steps // config.distill.validate_every) * len(config.texts.sources) * config.distill.validation_tokens
     )
-    rows = (config.evaluate.rows or 2000) * len(config.evaluate.tasks)
+    rows = ((config.evaluate.rows or 2000) + config.evaluate.validation_rows) * len(config.evaluate.tasks)
     prompts = len(config.report.prompts) * config.report.prompt_tokens
     timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens * (decode / forward)
     return {
@@ -135,7 +135,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
         + layers * 8 * width**3 / (0.1 * flops),
         "distill": _START_SECONDS + 25 + 3.1 * student * trained + student * validated,
-        "evaluate": _START_SECONDS + 8 + forward * (held_out + rows * _ROW_TOKENS) + prompts * decode,
+        "evaluate": _START_SECONDS + 8 + forward * (2 * held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
         "report": 10.0,

@@ -38,6 +38,7 @@ class RunRecord:
     reason: str | None = None
     flow_run_id: str | None = None
     mlflow_run_id: str | None = None
+    gate: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)
     """How each stage went: computed, unchanged or restored."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 
 from flows.workspace import workspaces
@@ -29,6 +31,13 @@ def name_run(flow_run_id: str | None, name: str) -> None:
     if flow_run_id is not None:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(flow_run_id), name=name)
+
+
+def name_of(flow_run: FlowRun) -> str:
+    """The flow run's name as it is now: an isolated run got its own after Prefect handed out `flow_run`."""
+    with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+        return client.read_flow_run(flow_run.id).name
+    return flow_run.name
 
 
 def place_of(home: Path, flow_run_id: str) -> Path | None:

@@ -28,7 +28,7 @@ def show(as_json: bool = False) -> None:
         console.print("No isolated run yet: `sparsekd compress --isolated`, or a run from a form of `sparsekd serve`.")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "when", "model", "width", "state", "took", "result", "MLflow run"):
+    for column in ("name", "when", "model", "width", "state", "took", "result", "gate", "MLflow run"):
         table.add_column(column, overflow="fold", justify="right" if column == "width" else "left")
     for record in found:
         table.add_row(*_row(record, record.name in kept))
@@ -47,6 +47,7 @@ def _row(record: RunRecord, kept: bool) -> tuple[str, ...]:
         state,
         took,
         result_line(record),
+        record.gate or "",
         (record.mlflow_run_id or "")[:8],
     )
 

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run as this_run
 
-from flows.result_table import result_table
+from flows.result import result_table
 from sparsekd.errors import ConfigError, StageError
 from tasks.graph import read_graph, upstream
 from tasks.stage import Run, stage_task

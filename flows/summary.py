@@ -77,7 +77,9 @@ def notes(summary: Summary) -> list[str]:
         f"Removed: {f.percent(removed.width)} of the width, {f.percent(removed.ffn)} of the FFN, "
         f"{f.percent(removed.non_embedding)} of the non-embedding and {f.percent(removed.total)} of all parameters."
     )
-    return ["", shares, brackets, *filter(None, [summary.verdict]), *(f"warning: {text}" for text in summary.warnings)]
+    gate = [summary.gate.sentence()] if summary.gate.checks else []
+    told = [*filter(None, [summary.verdict]), *gate, *(f"warning: {text}" for text in summary.warnings)]
+    return ["", shares, brackets, *told]
 
 
 def show_prompts(root: Path, console: Console) -> None:

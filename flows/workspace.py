@@ -105,6 +105,14 @@ def save(space: Workspace) -> None:
     dvc(space.path, "exp", "save", "--force", "--name", space.name)
 
 
+def promote(space: Workspace) -> str:
+    """Tag what was saved of the run, as a result that passed its gate; the tag's name."""
+    tag = f"champion/{space.name}"
+    saved = experiments(space.home)[space.name]
+    git(space.home, "tag", "--force", tag, saved.tree)
+    return tag
+
+
 def remove(space: Workspace) -> None:
     """Remove the worktree and what git knows of it; the cache and the experiment stay."""
     try_git(space.home, "worktree", "remove", "--force", str(space.path))

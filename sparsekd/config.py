@@ -144,6 +144,9 @@ class Evaluate(Section):
         ("arc_easy", "piqa", "hellaswag", "sciq"), description="lm-eval tasks; packaged ones run offline."
     )
     rows: int = Field(200, ge=0, description="Seeded random rows of each task, the same for all variants; 0 takes all.")
+    validation_rows: int = Field(
+        0, ge=0, description="As many other rows of each task, for the gate alone; 0 leaves tasks out of it."
+    )
     num_fewshot: int | None = Field(None, ge=0, description="Examples in the prompt; by default what the task says.")
     apply_chat_template: bool = Field(False, description="Wrap each request in the model's chat template.")
     include_path: str | None = Field(None, description="A directory with lm-eval task definitions of your own.")
@@ -173,6 +176,25 @@ class Benchmark(Section):
     openmp_wait: OpenMPWait = Field(
         "active", description="runtime.openmp_wait while speed is timed: nothing of ours runs beside it."
     )
+
+
+class Gate(Section):
+    """Limits against the dense model that a result must keep to become the champion. Judged on validation, not test."""
+
+    kl: float | None = Field(
+        None, gt=0, description="Largest KL(dense || distilled) on each corpus, nats a token; null is no limit."
+    )
+    perplexity_ratio: float | None = Field(
+        None, gt=0, description="Largest perplexity against dense on each corpus: 1.1 is 10 % above it."
+    )
+    task_margin: float | None = Field(
+        None, ge=0, description="Most points that each task may lose; needs evaluate.validation_rows."
+    )
+    prefill_speed: float | None = Field(None, gt=0, description="Smallest prefill speed against dense.")
+    decode_speed: float | None = Field(None, gt=0, description="Smallest decode speed against dense.")
+    corpora: tuple[str, ...] | None = Field(None, description="Corpora that are judged; by default all of them.")
+    minimum_documents: int = Field(10, ge=2, description="Fewer documents of a corpus are not enough evidence.")
+    minimum_rows: int = Field(100, ge=2, description="Fewer rows of a task are not enough evidence.")
 
 
 class Report(Section):
@@ -205,6 +227,7 @@ class RunConfig(Section):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
+    gate: Gate = Gate()
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -218,6 +241,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"distill.tokens is {self.distill.tokens}; it must not exceed "
                 f"calibrate.tokens = {self.calibrate.tokens}"
+            )
+        if self.evaluate.validation_rows and not self.evaluate.rows:
+            raise ValueError(
+                f"evaluate.validation_rows is {self.evaluate.validation_rows} and evaluate.rows is 0, all rows; the "
+                "gate's rows must be others, so name how many evaluate.rows the tests take"
             )
         return self
 

@@ -32,6 +32,7 @@ def evaluate(stage: Stage) -> None:
         stage.out,
         variant=variant,
         test=data.test,
+        validation={} if variant == "pruned" else data.validation,  # the gate judges what is shipped
         teacher=TeacherCache.open(stage.artifact("data/teacher").path),
         benchmarks=benchmarks.path,
         prompts=stage.config.report.prompts,

@@ -8,11 +8,13 @@ def report(stage: Stage) -> None:
     from sparsekd.report import write_report
 
     artifacts = {path.removeprefix("data/"): artifact for path, artifact in stage.inputs.items()}
-    summary = write_report(artifacts, stage.out, stage.config.report.name)
+    summary = write_report(artifacts, stage.out, stage.config.report.name, stage.config.gate)
     stage.facts["verdict"] = summary.verdict
+    stage.facts["gate"] = summary.gate.state
     for warning in summary.warnings:
         stage.say(f"note: {warning}")
     stage.say(summary.verdict)
+    stage.say(summary.gate.sentence())
 
 
 if __name__ == "__main__":

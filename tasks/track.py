@@ -167,6 +167,7 @@ def _send(store: _Store, record: Record, folder: Path) -> Run:
         client.log_artifacts(run_id, str(folder / "artifacts"))
         with uploading(folder):
             version = registry.register(client, run, record, folder / registry.FOLDER)
+        registry.judge(client, version, record)
         for key, value in _model_tags(record, version.name, str(version.version)).items():
             client.set_tag(run_id, key, value)
         client.set_terminated(run_id, "FINISHED", end_time=record.ended)

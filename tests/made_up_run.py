@@ -79,6 +79,7 @@ class MadeUpRun:
     corpora: tuple[str, ...] = ("wiki", "c4", "stories", "code", "chat")
     tasks: Mapping[str, tuple[int, int, float | None, str, float]] = field(default_factory=lambda: dict(TASKS))
     documents: int = 24
+    validation_rows: int = 400
     rounds: int = 5
     prefill: float = 1.17
     decode: float = 1.06
@@ -190,12 +191,27 @@ class MadeUpRun:
             write_samples(draft.path / "lm_eval" / f"samples_{task}.jsonl", metric, scores)
         write_json(draft.path / "evaluation.json", found)
         write_json(draft.path / "documents.json", documents)
+        if variant != "pruned":
+            self._validation(variant, draft.path / "validation")
         answers = {prompt: given[VARIANTS.index(variant)] for prompt, given in PROMPTS.items()}
         write_json(draft.path / "prompts.json", [{"prompt": p, "answer": a} for p, a in answers.items()])
 
-    def _losses(self, variant: str, corpus: str) -> dict[str, list[float]]:
+    def _validation(self, variant: str, directory: Path) -> None:
+        """Other documents of the same corpora; of tasks, `validation_rows` other rows."""
+        (directory / "lm_eval").mkdir(parents=True)
+        write_json(directory / "documents.json", {c: self._losses(variant, c, seed=100) for c in self.corpora})
+        tasks = {}
+        for task, (_, total, chance, metric, share) in self.tasks.items() if self.validation_rows else ():
+            scores = self._answers(variant, task, self.validation_rows, share)
+            mean = float(np.mean(list(scores.values())))
+            tasks[task] = {"metric": metric, "value": mean, "stderr": 0.03, "n": len(scores), "n_total": total}
+            tasks[task]["chance"] = chance
+            write_samples(directory / "lm_eval" / f"samples_{task}.jsonl", metric, scores)
+        write_json(directory / "tasks.json", tasks)
+
+    def _losses(self, variant: str, corpus: str, seed: int = 0) -> dict[str, list[float]]:
         """Sums by document; the same documents for all variants, of differing length and difficulty."""
-        rng = np.random.default_rng(list(LOSS).index(corpus))
+        rng = np.random.default_rng(seed + list(LOSS).index(corpus))
         tokens = rng.integers(120, 511, self.documents)
         base = LOSS[corpus] + 0.35 * rng.standard_normal(self.documents)
         gap = self.excess[variant] * (1 + 0.25 * rng.standard_normal(self.documents)) * (1.5 if corpus == "code" else 1)

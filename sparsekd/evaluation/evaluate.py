@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparsekd.calibration.packing import Packed
 from sparsekd.config import Evaluate
 from sparsekd.decoding import greedy, stop_tokens
 from sparsekd.distillation.teacher import TeacherCache
-from sparsekd.evaluation.lm_eval_adapter import TaskRun, run_tasks
+from sparsekd.evaluation.lm_eval_adapter import run_tasks
 from sparsekd.evaluation.perplexity import DocumentSums, document_sums
 from sparsekd.evaluation.prompts import answer_prompts, chat_prompts, is_degenerate
 from sparsekd.evaluation.results import Agreement, Evaluation, Perplexity
@@ -31,6 +32,7 @@ def evaluate_model(
     *,
     variant: str = "model",
     test: Mapping[str, Packed] | None = None,
+    validation: Mapping[str, Packed] | None = None,
     teacher: TeacherCache | None = None,
     benchmarks: Path | None = None,
     prompts: Sequence[str] = (),
@@ -42,21 +44,33 @@ def evaluate_model(
     """Evaluate the checkpoint at `path`; write evaluation.json, documents.json, prompts.json and lm_eval/ into `out`.
 
     `test` maps a corpus to its packed test part (perplexity; on "chat" also the share of looping answers). With
-    `teacher`, whose parts are named test-<corpus>, agreement with the dense model is measured too. `benchmarks` holds
-    the rows of packaged tasks. `home` is where `out` will stand in the end, for the command that is printed.
+    `teacher`, whose parts are named test-<corpus>, agreement with the dense model is measured too. What is scored on
+    `validation`, and on config.validation_rows other rows of the tasks, goes to `out`/validation: a gate judges by it.
+    `benchmarks` holds the rows of packaged tasks. `home` is where `out` will stand in the end, for the printed command.
     Raises ModelError, ConfigError (unknown task), SourceError (no rows), ArtifactError (teacher cache).
     """
     out.mkdir(parents=True, exist_ok=True)
-    model = load_model(path, getattr(torch, config.dtype), device)
     tokenizer = load_tokenizer(path)
+    tasks = partial(
+        run_tasks, tokenizer=tokenizer, config=config, benchmarks=benchmarks, checkpoint=str(path), progress=progress
+    )
+    texts = partial(_score_corpora, teacher=teacher, batch_size=config.batch_size, progress=progress)
+    model = load_model(path, getattr(torch, config.dtype), device)
     # tasks come first: of all that can go wrong, a task without rows is the likeliest
-    run = _run_tasks(model, tokenizer, config, out, benchmarks, path, home or out, progress)
-    sums = _score_corpora(model, test or {}, teacher, config, progress)
-    documents: dict[str, dict[str, list[Any]]] = {corpus: found.to_json() for corpus, found in sums.items()}
+    run = tasks(model, out=out / "lm_eval", home=(home or out) / "lm_eval") if config.tasks else None
+    sums = texts(model, test or {}, "test")
+    if validation:
+        unseen = out / "validation"
+        unseen.mkdir()
+        rows = config.tasks and config.validation_rows
+        found = tasks(model, out=unseen / "lm_eval", validation=True).tasks if rows else {}
+        _write_json(unseen / "tasks.json", {name: score.model_dump() for name, score in found.items()})
+        _write_json(unseen / "documents.json", _by_corpus(texts(model, validation, "validation")))
     parameters = count_parameters(model)
     del model  # two copies of the weights would make this the heaviest stage
     # float32: in padded batches bfloat16 attention was seen to change greedy answers for the worse
     writer = load_model(path, torch.float32, device)
+    documents = _by_corpus(sums)
     if test and CHAT in test:
         documents[CHAT]["degenerate"] = _loops(writer, tokenizer, test[CHAT], progress)
     answers = answer_prompts(writer, tokenizer, prompts, prompt_tokens, progress) if prompts else []
@@ -80,24 +94,34 @@ def evaluate_model(
         command=run.command if run else None,
     )
     (out / "evaluation.json").write_text(evaluation.to_json())
-    (out / "documents.json").write_text(json.dumps(documents, indent=1) + "\n")
-    (out / "prompts.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
+    _write_json(out / "documents.json", documents)
+    _write_json(out / "prompts.json", answers)
     return evaluation
+
+
+def _by_corpus(sums: Mapping[str, DocumentSums]) -> dict[str, dict[str, list[Any]]]:
+    return {corpus: found.to_json() for corpus, found in sums.items()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _score_corpora(
     model: PreTrainedModel,
-    test: Mapping[str, Packed],
+    packed: Mapping[str, Packed],
+    part: str,
     teacher: TeacherCache | None,
-    config: Evaluate,
+    batch_size: int,
     progress: Progress,
 ) -> dict[str, DocumentSums]:
-    total, done = sum(packed.tokens for packed in test.values()), 0
+    """Sums over the documents of each corpus; `part` is "test" or "validation"."""
+    total, done = sum(sequences.tokens for sequences in packed.values()), 0
     sums = {}
-    for corpus, packed in test.items():
-        part = f"test-{corpus}"
-        sums[corpus] = document_sums(model, packed, config.batch_size, teacher, part, progress, done, total)
-        done += packed.tokens
+    for corpus, sequences in packed.items():
+        name = f"{part}-{corpus}"
+        sums[corpus] = document_sums(model, sequences, batch_size, teacher, name, progress, done, total)
+        done += sequences.tokens
     return sums
 
 
@@ -106,21 +130,6 @@ def _loops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: Pac
     prompts, most = chat_prompts(chat)
     answers = greedy(model, prompts, most, stop_tokens(model, tokenizer), progress)
     return [int(is_degenerate(answer)) for answer in answers]
-
-
-def _run_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Evaluate,
-    out: Path,
-    benchmarks: Path | None,
-    path: Path,
-    home: Path,
-    progress: Progress,
-) -> TaskRun | None:
-    if not config.tasks:
-        return None
-    return run_tasks(model, tokenizer, config, out / "lm_eval", benchmarks, str(path), home / "lm_eval", progress)
 
 
 def _perplexity(sums: DocumentSums, seed: int) -> Perplexity:

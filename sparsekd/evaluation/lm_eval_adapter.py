@@ -70,22 +70,22 @@ def run_tasks(
     checkpoint: str = "",
     home: Path | None = None,
     progress: Progress = silent,
+    validation: bool = False,
 ) -> TaskRun:
     """Score `model` on config.tasks and write lm-eval's files into the directory `out`.
 
     `benchmarks` holds the rows of packaged tasks; the rows of others come from the hub, or as their definition says.
+    `validation` takes config.validation_rows other rows of each task instead; a task that has no others is left out.
     `checkpoint` and `home` are what the printed command names: the model's path, and where `out` will stand in the end.
     Raises ConfigError for an unknown task or one that runs code, SourceError where a task's rows are not to be had.
     """
     out.mkdir(parents=True, exist_ok=True)
     with _quiet(), tempfile.TemporaryDirectory() as cache:
         roots, tasks = _load(config, benchmarks, out / "tasks", Path(cache))
-        totals = {name: len(task.eval_docs) for name, task in tasks.items()}
-        samples = {
-            name: choose_rows(name, total, config.rows, config.seed)
-            for name, total in totals.items()
-            if 0 < config.rows < total
-        }
+        samples = _choose(tasks, config, validation)
+        roots = [root for root in roots if all(samples.get(name, [0]) for name in _members(root))]
+        if not roots:
+            return TaskRun({}, {}, "")
         arguments = f"pretrained={checkpoint or model.name_or_path},dtype={config.dtype},softmax_dtype=float32"
         tracker = EvaluationTracker(output_path=str(out / "results.json"))
         results = _evaluate(
@@ -104,13 +104,29 @@ def run_tasks(
         _write_files(tracker, results, logged, out)
     if samples:
         (out / "samples.json").write_text(json.dumps(samples) + "\n")
-    scores = {name: _task_score(name, task, results) for name, task in tasks.items()}
+    scores = {name: _task_score(name, tasks[name], results) for root in roots for name in _members(root)}
     groups = {
         root.name: _group_score(root, scores, results)
         for root in roots
         if isinstance(root, Group) and root.name in results.get("groups", {})
     }
     return TaskRun(scores, groups, _command(config, arguments, out, home or out))
+
+
+def _choose(tasks: dict[str, Task], config: Evaluate, validation: bool) -> dict[str, list[int]]:
+    """The rows to score by task; a task that is not in it is scored whole."""
+    rows, after = (config.validation_rows, config.rows) if validation else (config.rows, 0)
+    totals = {name: len(task.eval_docs) for name, task in tasks.items()}
+    return {
+        name: choose_rows(name, total, rows, config.seed, after)
+        for name, total in totals.items()
+        if after or 0 < rows < total
+    }
+
+
+def _members(root: Task | Group) -> list[str]:
+    """The single tasks of a task or group."""
+    return [str(task.task_name) for task in root.get_all_tasks()] if isinstance(root, Group) else [str(root.task_name)]
 
 
 def _load(
@@ -194,7 +210,7 @@ def _task_score(name: str, task: Task, results: dict[str, Any]) -> TaskScore:
 
 
 def _group_score(group: Group, scores: dict[str, TaskScore], results: dict[str, Any]) -> TaskScore:
-    members = [scores[task.task_name] for task in group.get_all_tasks()]
+    members = [scores[name] for name in _members(group)]
     chance = sum(member.chance for member in members) / len(members)
     total = sum(member.n_total for member in members)
     return _score(group.name, results, sum(member.n for member in members), total, chance)

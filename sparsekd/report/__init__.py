@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sparsekd.artifacts import Artifact
+from sparsekd.config import Gate
 from sparsekd.report.inputs import ReportInputs
 from sparsekd.report.summarise import summarise
 from sparsekd.report.summary import Summary, metrics, read_summary
@@ -15,11 +16,13 @@ from sparsekd.report.table import comparison
 __all__ = ["ReportInputs", "Summary", "comparison", "metrics", "read_summary", "write_report"]
 
 
-def write_report(artifacts: Mapping[str, Artifact], out: Path, name: str | None = None) -> Summary:
+def write_report(
+    artifacts: Mapping[str, Artifact], out: Path, name: str | None = None, limits: Gate | None = None
+) -> Summary:
     """Write every file of data/report into the directory `out` and return the summary.
 
-    `artifacts` are named as below data/ (see ReportInputs.read); `name` is the compressed model's. Equal inputs give
-    equal bytes. Raises ArtifactError for a part that is missing or damaged.
+    `artifacts` are named as below data/ (see ReportInputs.read); `name` is the compressed model's, `limits` are those
+    of the gate. Equal inputs give equal bytes. Raises ArtifactError for a part that is missing or damaged.
     """
     # Here, because matplotlib takes a second to load and the command line only reads summary.json
     from sparsekd.report.card import model_card
@@ -27,7 +30,7 @@ def write_report(artifacts: Mapping[str, Artifact], out: Path, name: str | None 
     from sparsekd.report.plots import draw_all
 
     inputs = ReportInputs.read(artifacts)
-    summary = summarise(inputs, name)
+    summary = summarise(inputs, name, limits)
     pictures = draw_all(summary, inputs.curve, inputs.layers, out)
     (out / "summary.json").write_text(summary.to_json())
     (out / "metrics.json").write_text(json.dumps(metrics(summary), indent=2) + "\n")

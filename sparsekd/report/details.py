@@ -33,6 +33,7 @@ def detail_tables(summary: Summary) -> dict[str, Table]:
         "paired": _paired_table(summary),
         "speed": _speed_table(summary),
         "profile": _profile_table(summary),
+        "gate": _gate_table(summary),
     }
     return {name: table for name, table in tables.items() if table}
 
@@ -168,3 +169,12 @@ def _profile_table(summary: Summary) -> Table | None:
     rows = [(f.sentence(f.code_name(kind))[:-1], *(cell(times, kind) for times in columns.values())) for kind in kinds]
     rows.append(("Sum", *(f"{sum(t.milliseconds for t in times.values()):.1f} ms" for times in columns.values())))
     return Table("Profiled time of one request by class of operators", ("Operators", *columns), tuple(rows))
+
+
+def _gate_table(summary: Summary) -> Table | None:
+    rows = tuple(
+        (f"{check.limit}, {check.part}", check.state, check.reason.partition(": ")[2], str(check.units))
+        for check in summary.gate.checks
+    )
+    columns = ("Limit, held against", "State", "Found", "Documents, rows or rounds")
+    return Table("What validation says of the limits in gate", columns, rows) if rows else None

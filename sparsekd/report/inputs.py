@@ -95,6 +95,12 @@ class Documents(Loose):
     tokens: list[int]
 
 
+class Compared(Documents):
+    """The same of validation documents, with KL(dense || model)."""
+
+    kl: list[float] = []
+
+
 class PromptFile(Loose):
     prompt: str
     answer: str
@@ -134,6 +140,15 @@ class Benchmark(Loose):
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What evaluate wrote for the gate: other documents and other rows than those of the test."""
+
+    documents: dict[str, Compared] = field(default_factory=dict)
+    tasks: dict[str, TaskFile] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class VariantInputs:
     """What evaluate wrote for one variant."""
 
@@ -141,6 +156,7 @@ class VariantInputs:
     documents: dict[str, Documents] = field(default_factory=dict)
     prompts: list[PromptFile] = field(default_factory=list)
     scores: dict[str, Scores] = field(default_factory=dict)
+    validation: Validation = Validation()
 
 
 @dataclass(frozen=True)
@@ -212,12 +228,20 @@ def _read_variant(directory: Path) -> VariantInputs:
     evaluation = _json(Evaluation, directory / "evaluation.json")
     documents = _json(dict[str, Documents], directory / "documents.json", {})
     prompts = _json(list[PromptFile], directory / "prompts.json", [])
-    scores = {}
-    for task, result in evaluation.tasks.items():
-        found = read_scores(directory / "lm_eval" / f"samples_{task}.jsonl", result.metric)
-        if found:
-            scores[task] = found
-    return VariantInputs(evaluation, documents, prompts, scores)
+    scores = _scores(directory, evaluation.tasks)
+    return VariantInputs(evaluation, documents, prompts, scores, _read_validation(directory / "validation"))
+
+
+def _read_validation(directory: Path) -> Validation:
+    documents = _json(dict[str, Compared], directory / "documents.json", {})
+    tasks = _json(dict[str, TaskFile], directory / "tasks.json", {})
+    return Validation(documents, tasks, _scores(directory, tasks))
+
+
+def _scores(directory: Path, tasks: dict[str, TaskFile]) -> dict[str, Scores]:
+    """The answers row by row, of the tasks that have them."""
+    files = {task: directory / "lm_eval" / f"samples_{task}.jsonl" for task in tasks}
+    return {task: found for task, file in files.items() if (found := read_scores(file, tasks[task].metric))}
 
 
 def _json(kind: type[T], path: Path, absent: Any = None) -> T:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from sparsekd.report import statistics
+from sparsekd.config import Gate
+from sparsekd.report import gate, statistics
 from sparsekd.report.formatting import number_of
 from sparsekd.report.inputs import Documents, OperatorFile, ReportInputs, TaskFile, VariantInputs
 from sparsekd.report.samples import Scores, shared_rows
@@ -32,8 +33,8 @@ from sparsekd.report.verdict import ROUNDS_FOR_A_CLAIM, verdict
 FEW_DOCUMENTS = 10
 
 
-def summarise(inputs: ReportInputs, name: str | None = None) -> Summary:
-    """The summary of one compression; `name` overrides the name made from source and width."""
+def summarise(inputs: ReportInputs, name: str | None = None, limits: Gate | None = None) -> Summary:
+    """The summary of one compression; `name` overrides the name made from source and width, `limits` are the gate's."""
     warnings = list(inputs.warnings)
     counted = _tasks_that_count(inputs, warnings)
     variants = {key: _variant(inputs, key, counted, warnings) for key in inputs.variants}
@@ -51,7 +52,8 @@ def summarise(inputs: ReportInputs, name: str | None = None) -> Summary:
         },
         warnings=tuple(dict.fromkeys(warnings)),
     )
-    return summary.model_copy(update={"verdict": " ".join(verdict(summary))})
+    judged = gate.judge(limits or Gate(), inputs, variants["distilled"].speed)
+    return summary.model_copy(update={"verdict": " ".join(verdict(summary)), "gate": judged})
 
 
 def _corpora(inputs: ReportInputs) -> dict[str, Corpus]:

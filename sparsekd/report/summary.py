@@ -187,6 +187,36 @@ class OperatorTime(Record):
     share: float
 
 
+GateState = Literal["passed", "not passed", "not enough evidence", "no limits"]
+
+
+class GateCheck(Record):
+    """One limit of the gate against what was measured."""
+
+    limit: str = Field(description="Its name in params.yaml: kl, perplexity_ratio, task_margin, …")
+    part: str | None = Field(None, description="The corpus or task that it was held against.")
+    bound: float = Field(description="The limit itself; a margin is in points.")
+    found: Interval | None = Field(None, description="What validation, or the benchmark for speeds, gave.")
+    units: int = Field(0, description="Documents, rows or rounds that it comes from.")
+    state: GateState
+    reason: str = Field(description="The same in a sentence.")
+
+
+class Gate(Record):
+    """Whether the result may become the champion: every limit kept, with its whole interval, on enough evidence."""
+
+    state: GateState = "no limits"
+    checks: tuple[GateCheck, ...] = ()
+
+    def sentence(self) -> str:
+        """The outcome in a line, with a reason for each limit that was not shown to be kept."""
+        if self.state == "no limits":
+            return "Gate: no limits are set."
+        if self.state == "passed":
+            return f"Gate: passed, all {len(self.checks)} checks."
+        return " ".join([f"Gate: {self.state}.", *(c.reason for c in self.checks if c.state != "passed")])
+
+
 class Summary(Record):
     """All of summary.json."""
 
@@ -194,6 +224,7 @@ class Summary(Record):
     model: ModelInfo
     reduction: Reduction
     verdict: str = Field("", description="The outcome in plain sentences, as the report opens.")
+    gate: Gate = Gate()
     variants: Variants
     corpora: dict[str, Corpus] = Field(default_factory=dict)
     profile: dict[str, dict[str, OperatorTime]] = Field(

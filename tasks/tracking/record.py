@@ -32,6 +32,7 @@ CODE = ("sparsekd", "tasks", "flows", "presets", "dvc.yaml", "pyproject.toml", "
 HEADLINE = "compression"
 """The group of metrics.json: distilled against dense. It sorts before dense, distilled, pruned and all others."""
 EXPERIMENT_TAG = "dvc.experiment"
+GATE_TAG = "sparsekd.gate"
 _CARDS_AND_CURVES = {"README.md", "curve.csv"}
 
 
@@ -273,6 +274,7 @@ def _tags(root: Path, summary: dict[str, Any], key: str, lock_hash: str, flow_ru
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
         "mlflow.note.content": summary.get("verdict"),
+        GATE_TAG: (summary.get("gate") or {}).get("state"),
         **{f"model.source.{name}": value for name, value in source.items()},
         "model.source": source.get("name"),
     }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks.tracking.record import Record
+from tasks.tracking.record import GATE_TAG, Record
 from tasks.tracking.store import StoreError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FOLDER = "model"
 SHA256_TAG = "sparsekd.model_sha256"
+CHAMPION = "champion"
+"""The alias of the version that passed its gate last: `models:/NAME@champion`."""
 _LINEAGE = (
     "git.commit",
     "git.dirty",
@@ -76,6 +78,16 @@ def register(client: MlflowClient, run: Run, record: Record, folder: Path) -> Mo
     return client.create_model_version(
         record.model.name, source, run_id=run.info.run_id, tags=tags, description=record.model.description or None
     )
+
+
+def judge(client: MlflowClient, version: ModelVersion, record: Record) -> None:
+    """Say on the version what the gate said, and make it the champion where it passed; else the old one stays."""
+    state = record.tags.get(GATE_TAG)
+    if state is None:
+        return
+    client.set_model_version_tag(version.name, str(version.version), GATE_TAG, state)
+    if state == "passed":
+        client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
 
 
 def _weights(record: Record) -> list[tuple[str, str]]:

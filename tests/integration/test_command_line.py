@@ -23,15 +23,36 @@ from tests.miniature import CHECKOUT, Miniature, make_miniature
 _REPORT_STAGE = """\
   report:
     cmd: python -m mini.report
-    params: [report]
+    params: [report, gate]
     deps: [mini/report.py, data/distilled]
     outs: [data/report]
 """
 _REPORT = """\
-import shutil
-from tasks.process import run_stage
-run_stage(["mini.report"], lambda stage: shutil.copytree("made-up/data/report", stage.out, dirs_exist_ok=True))
+import json, shutil
+from sparsekd.report.summary import Gate, GateCheck, Summary, metrics
+from tasks.process import Stage, run_stage
+
+def report(stage: Stage) -> None:
+    shutil.copytree("made-up/data/report", stage.out, dirs_exist_ok=True)
+    values = json.loads((stage.out / "summary.json").read_text())
+    width, limit = stage.config.prune.width, stage.config.gate.kl
+    kl = round(0.4 * (1 - width), 6)
+    values["reduction"]["width"] = 1 - width
+    distilled = values["variants"]["distilled"]
+    distilled["parameters"]["total"] = round(values["variants"]["dense"]["parameters"]["total"] * (0.4 + 0.6 * width))
+    for found in distilled["agreement"].values():
+        found["kl"] = {"value": kl, "low": kl, "high": kl}
+    summary = Summary.model_validate(values)
+    if limit is not None:
+        state = "passed" if kl < limit else "not passed"
+        check = GateCheck(limit="kl", part="wiki", bound=limit, state=state, reason=f"KL is {kl}.")
+        summary = summary.model_copy(update={"gate": Gate(state=state, checks=(check,))})
+    (stage.out / "summary.json").write_text(summary.to_json())
+    (stage.out / "metrics.json").write_text(json.dumps(metrics(summary)))
+
+run_stage(["mini.report"], report)
 """
+"""The made-up result with KL and parameters that follow from prune.width, held against gate.kl."""
 
 
 @pytest.fixture(scope="module")

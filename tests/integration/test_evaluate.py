@@ -20,6 +20,7 @@ from sparsekd.config import Evaluate, RunConfig
 from sparsekd.decoding import greedy
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
+from sparsekd.evaluation.perplexity import document_sums
 from sparsekd.models import feed_forwards, load_model, load_tokenizer, save_checkpoint, set_width
 from tests.small_benchmarks import write_benchmarks
 
@@ -39,7 +40,8 @@ class Inputs:
         chat = [tokenizer(text)["input_ids"] for text in ("<|user|>music<|end|><|assistant|>", "<|user|>tree<|end|>")]
         answers = greedy(model, chat, 20)
         answered = pad([(p + a, len(p)) for p, a in zip(chat, answers, strict=True)], tokenizer.pad_token_id)
-        self.data = CalibrationSet(packed, {}, {"wiki": packed, "chat": answered})
+        other = pack([tokenizer(f"{n} {text}")["input_ids"] for n, text in enumerate(reversed(texts))], 32, 128)
+        self.data = CalibrationSet(packed, {"wiki": other}, {"wiki": packed, "chat": answered})
         (root / "teacher").mkdir()
         write_teacher_cache(model, self.data, root / "teacher", batch_size=2)
         self.teacher = TeacherCache.open(root / "teacher")
@@ -123,6 +125,43 @@ def test_files_are_those_of_the_contract(inputs: Inputs, tmp_path: Path) -> None
         "samples_piqa.jsonl",
         "samples_hellaswag.jsonl",
     }
+
+
+def test_validation_is_other_documents_and_other_rows(inputs: Inputs, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"validation_rows": 4})
+    evaluate_model(
+        inputs.pruned,
+        config,
+        tmp_path,
+        test=inputs.data.test,
+        validation=inputs.data.validation,
+        teacher=inputs.teacher,
+        benchmarks=inputs.benchmarks,
+    )
+    documents = json.loads((tmp_path / "validation" / "documents.json").read_text())
+    slow = document_sums(
+        load_model(inputs.pruned), inputs.data.validation["wiki"], 1, inputs.teacher, "validation-wiki"
+    )
+    assert list(documents) == ["wiki"]
+    assert documents["wiki"]["tokens"] == slow.to_json()["tokens"]
+    assert documents["wiki"]["nll"] == pytest.approx(slow.to_json()["nll"], rel=2e-2)
+    assert documents["wiki"]["nll"] != json.loads((tmp_path / "documents.json").read_text())["wiki"]["nll"]
+    assert min(documents["wiki"]["kl"]) > 0
+    tasks = json.loads((tmp_path / "validation" / "tasks.json").read_text())
+    assert {task: score["n"] for task, score in tasks.items()} == {"piqa": 4, "hellaswag": 4}
+    for task, score in tasks.items():
+        seen, unseen = (
+            [json.loads(line) for line in (folder / "lm_eval" / f"samples_{task}.jsonl").read_text().splitlines()]
+            for folder in (tmp_path, tmp_path / "validation")
+        )
+        assert not {row["doc_id"] for row in seen} & {row["doc_id"] for row in unseen}
+        assert sum(row[score["metric"]] for row in unseen) / 4 == pytest.approx(score["value"])
+
+
+def test_a_task_without_other_rows_is_left_out_of_validation(inputs: Inputs, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"tasks": ("piqa",), "rows": 12, "validation_rows": 4})
+    evaluate_model(inputs.pruned, config, tmp_path, validation=inputs.data.validation, benchmarks=inputs.benchmarks)
+    assert json.loads((tmp_path / "validation" / "tasks.json").read_text()) == {}
 
 
 def test_two_evaluations_are_the_same_bytes(inputs: Inputs, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from flows import freeing
 from flows.commands import dvc, git
 from flows.workspace import Workspace, create, experiments, find_revision, left_behind, remove
 from sparsekd.errors import ConfigError
+from tests.e2e.test_flow import receiver
 from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture
 from tests.miniature import Miniature, started, wait_until
+from tests.prefect_api import ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -74,6 +76,29 @@ def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> 
     assert "width: 0.75" in (mini.root / ".sparsekd" / "params.before-restore.yaml").read_text()
     shown = json.loads(dvc(mini.root, "exp", "show", "--json"))
     assert "first" in json.dumps(shown)
+
+
+def test_the_gate_is_a_state_with_its_reasons_and_a_tag_only_where_it_passed(mini: Miniature, api: str) -> None:
+    with receiver() as (address, told):
+        variables = {"PREFECT_API_URL": api, "SPARSEKD_WEBHOOK": address}
+        for name, limit in (("good", 0.3), ("bad", 0.1)):
+            settings = ("-S", "prune.width=0.5", "-S", f"gate.kl={limit}")
+            done = command("compress", "--isolated", "--name", name, *settings, cwd=mini.root, **variables)
+            assert done.returncode == 0, done.stderr
+    assert "Gate: passed, all 1 checks." in command("compress", "--at", "good", "--name", "twin", cwd=mini.root).stdout
+    found = {run["name"]: run for run in json.loads(command("runs", "--json", cwd=mini.root).stdout)}
+    assert {name: run["gate"] for name, run in found.items()} == {
+        "good": "passed",
+        "bad": "not passed",
+        "twin": "passed",
+    }
+    assert git(mini.root, "tag", "--list").split() == ["champion/good", "champion/twin"]
+    assert git(mini.root, "rev-parse", "champion/good") == experiments(mini.root)["good"].tree
+    [flow_run] = ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [found["bad"]["flow_run_id"]]}}})
+    assert (flow_run["state_name"], flow_run["state_type"]) == ("Not passed", "COMPLETED")
+    [message] = told
+    assert (message["event"], message["run"]) == ("not passed", "bad")
+    assert message["message"] == flow_run["state"]["message"] == "Gate: not passed. KL is 0.2."
 
 
 def test_two_at_once_compute_what_they_share_once(mini: Miniature, api: str) -> None:

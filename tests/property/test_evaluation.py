@@ -60,6 +60,9 @@ def test_chosen_rows_are_distinct_ordered_and_grow_with_their_number(
     assert chosen == sorted(set(chosen))
     assert all(0 <= row < total for row in chosen)
     assert set(chosen) <= set(choose_rows(task, total, rows + 7, seed))
+    others = choose_rows(task, total, rows, seed, after=rows)
+    assert not set(chosen) & set(others)
+    assert others == sorted(set(choose_rows(task, total, 2 * rows, seed)) - set(chosen))
 
 
 @given(st.lists(TOKENS, max_size=60), st.lists(TOKENS, min_size=1, max_size=12))

@@ -71,6 +71,22 @@ def test_a_damaged_dvc_object_is_not_linked(tmp_path: Path, monkeypatch: pytest.
     assert damaged.read_bytes() == b"wrong"
 
 
+def test_only_a_passed_gate_makes_a_champion_and_the_old_one_stays(project: Project) -> None:
+    def champion() -> Any:
+        return client(project.database).get_registered_model("tiny").aliases.get("champion")
+
+    states = ["no limits", "passed", "not passed", "not enough evidence", "passed"]
+    champions = []
+    for number, state in enumerate(states):
+        project.run(weights=f"weights {number}".encode(), gate=state)
+        result = track(project.root)
+        assert result.run_id is not None
+        assert client(project.database).get_run(result.run_id).data.tags["sparsekd.gate"] == state
+        champions.append(champion())
+    assert [None if version is None else int(version) for version in champions] == [None, 2, 2, 2, 5]
+    assert [version.tags["sparsekd.gate"] for version in versions(project.database)] == states
+
+
 # The registry, with a real model and a real server
 
 
