@@ -130,6 +130,48 @@ def compress(
     )
 
 
+@app.command(
+    epilog="Example: sparsekd sweep --preset smoke -S prune.width=0.9,0.75,0.5  |  "
+    "sparsekd sweep -S prune.width=0.75,0.5 -S distill.alpha=0.3,0.7 --at-once 1"
+)
+def sweep(
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "-S", "--set", metavar="stage.key=value,value", help="Values between commas span the grid; repeat for more."
+        ),
+    ],
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be; else params.yaml."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
+    ] = None,
+    texts: Texts = None,
+    at: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--at", metavar="REV", help="From this commit, tag or experiment."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--name", help="Of the sweep; by default the same for the same settings, so that they go on."),
+    ] = None,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Most runs at once.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; change nothing.")] = False,
+) -> None:
+    """Compress once for each combination of settings, in isolated runs, and compare quality against cost.
+
+    What the runs share is computed once. The same command again goes on after a stop, and repeats nothing that is done.
+    """
+    from flows import sweeping
+
+    sweeping.sweep(
+        sweeping.Request(tuple(settings), preset, model, tuple(texts or ()), at, name, at_once, dry_run),
+    )
+
+
 @app.command(epilog="Example: sparsekd prune --model ./my-model --width 0.75 --out ./pruned")
 def prune(
     model: Model,

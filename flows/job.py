@@ -22,7 +22,6 @@ from flows.workspace import Workspace
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.report.formatting import percent
-from sparsekd.sources import catalogue
 from tasks import environment
 from tasks.graph import read_graph
 from tasks.repair import repair
@@ -114,14 +113,14 @@ def settle(root: Path, current: RunConfig, request: Request, asked_in: Path) -> 
     wanted = params.with_preset(current, request.preset, root) if request.preset else current
     options = []
     if request.model is not None:
-        options.append(f"model.source={_from_root(request.model, asked_in, root)}")
+        options.append(f"model.source={params.from_root(request.model, asked_in, root)}")
     if request.revision is not None:
         options.append(f"model.revision={request.revision}")
     if request.device is not None:
         options.append(f"runtime.device={request.device}")
     wanted = params.with_settings(wanted, options, "your command line")
     if request.texts:
-        wanted = params.with_texts(wanted, [_from_root(text, asked_in, root) for text in request.texts])
+        wanted = params.with_texts(wanted, [params.from_root(text, asked_in, root) for text in request.texts])
     wanted = params.with_settings(wanted, list(request.settings), "your -S options")
     if request.preset and not request.yes:
         named = {setting.partition("=")[0].strip() for setting in request.settings}
@@ -224,14 +223,3 @@ def log_run(root: Path, console: Console) -> None:
     except Exception as error:  # a compression that is done does not fail for its record
         text = f"warning: MLflow: {error}"
     console.print(text, markup=False, soft_wrap=True)
-
-
-def _from_root(source: str, asked_in: Path, root: Path) -> str:
-    """A relative path as it must be written to be right from the project's root; anything else as it is."""
-    explicit = "file:" if source.startswith("file:") else ""
-    path = Path(source.removeprefix("file:"))
-    packaged = source in catalogue().models or source in catalogue().texts
-    if asked_in == root or packaged or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
-        return source
-    full = (asked_in / path).resolve()
-    return explicit + str(full.relative_to(root) if full.is_relative_to(root) else full)

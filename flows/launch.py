@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flows.lock import run_lock
 from flows.servers import free_port, served_api, start_prefect, wait_for_answer
@@ -21,31 +21,30 @@ from tasks.state import read_json
 from tasks.tracking.pending import marker_path
 
 
-def launch(root: Path, *, quiet: bool = False, wait: bool = False, space: Workspace | None = None) -> dict[str, str]:
+def launch(
+    root: Path,
+    *,
+    quiet: bool = False,
+    wait: bool = False,
+    space: Workspace | None = None,
+    given: dict[str, Any] | None = None,
+) -> dict[str, str]:
     """Run the flow with params.yaml as it stands; how each stage went ("computed", "unchanged", "restored").
 
-    It works in the checkout at `root`, or in its workspace `space`.
-
-    Uses the API at PREFECT_API_URL if that is set, that of a running `sparsekd serve`, else a server of its own that
-    ends with this call. `quiet` keeps Prefect's log off the console. Call it in the main thread: SIGTERM is turned
-    into an exception, so that the stages are ended and the flow run is closed. Raises StageError naming the stage that
-    failed and why.
+    It works in the checkout at `root`, or in its workspace `space`; `given` is written to params.yaml first. `quiet`
+    keeps Prefect's log off the console. Call it in the main thread: see `connected`. Raises StageError naming the stage
+    that failed and why.
     """
     environment.apply(root)
     if quiet:
         environment.quiet_console()
     place = root if space is None else space.path
     os.chdir(place)
-    with run_lock(place, wait=wait), sigterm_raises(), _api(root):
+    with run_lock(place, wait=wait), connected(root):
         from flows.compress import compress
 
         isolated = {} if space is None else {"isolated": True, "name": space.name}
-        state = compress(return_state=True, **isolated)
-        outcome = state.result(raise_on_failure=False)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    if not state.is_completed():
-        raise StageError(f"The flow ended in state {state.name}: {state.message}")
+        outcome = outcome_of(compress(return_state=True, **isolated, **(given or {})))
     if quiet and isinstance(waiting := read_json(marker_path(root)), dict):
         print(
             f"warning: MLflow did not log the run ({waiting['reason']}). Nothing is lost: the next run logs it, or "
@@ -54,6 +53,26 @@ def launch(root: Path, *, quiet: bool = False, wait: bool = False, space: Worksp
             flush=True,
         )
     return dict(outcome)
+
+
+def outcome_of(state: Any) -> Any:
+    """What a flow run gave. Raises its own error, or StageError with the state that it ended in."""
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if not state.is_completed():
+        raise StageError(f"The flow ended in state {state.name}: {state.message}")
+    return outcome
+
+
+@contextlib.contextmanager
+def connected(root: Path) -> Iterator[None]:
+    """A Prefect API for the block: that of PREFECT_API_URL, or of a running `sparsekd serve`, else one of its own.
+
+    SIGTERM is raised in it as an exception, so that what the block started is ended and its flow run is closed.
+    """
+    with sigterm_raises(), _api(root):
+        yield
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from flows.commands import git
 from flows.workspace import find_revision
 from sparsekd.config import RunConfig, field_annotation, parse_config, valid_keys
 from sparsekd.errors import ConfigError
+from sparsekd.sources import catalogue
 from tasks.environment import checkout_root
 from tasks.process import read_params
 
@@ -115,6 +116,17 @@ def seen_from(root: Path, config: RunConfig, home: Path) -> RunConfig:
     if config.evaluate.include_path is not None:
         values["evaluate"]["include_path"] = seen(config.evaluate.include_path)
     return parse_config(values)
+
+
+def from_root(source: str, asked_in: Path, root: Path) -> str:
+    """A relative path as it must be written to be right from the project's root; anything else as it is."""
+    explicit = "file:" if source.startswith("file:") else ""
+    path = Path(source.removeprefix("file:"))
+    packaged = source in catalogue().models or source in catalogue().texts
+    if asked_in == root or packaged or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
+        return source
+    full = (asked_in / path).resolve()
+    return explicit + str(full.relative_to(root) if full.is_relative_to(root) else full)
 
 
 def load_preset(name: str, root: Path | None = None) -> RunConfig:

@@ -15,6 +15,7 @@ from sparsekd.artifacts import Artifact, hash_file
 from sparsekd.errors import ArtifactError
 from tasks.track import main, track
 from tasks.tracking import pending
+from tasks.tracking.parent import log_parent
 from tasks.tracking.record import collect
 from tests.tracked_project import REPOSITORY, Project, client, command, runs, stored, versions
 
@@ -222,3 +223,27 @@ def test_processes_that_create_one_database_at_once_all_succeed(project: Project
 def test_importing_the_task_loads_neither_mlflow_nor_torch() -> None:
     code = "import sys, tasks.track; sys.exit(any(n in sys.modules for n in ('mlflow', 'torch', 'prefect', 'dvc')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_a_sweep_is_a_parent_with_children_and_is_brought_up_to_date(project: Project) -> None:
+    children = {}
+    for label, width in (("w0.75", 0.75), ("w0.5", 0.5)):
+        project.run(width=width)
+        children[label] = str(track(project.root, name=f"s-{label}").run_id)
+    folder = project.root / "sweep"
+    folder.mkdir()
+    (folder / "table.md").write_text("| the table |\n")
+    settings = ["prune.width=0.75,0.5"]
+    parent = log_parent(project.root, "s", settings, {"w0.75": children["w0.75"]}, folder)
+    assert log_parent(project.root, "s", settings, children, folder) == parent
+    found = {run.info.run_name: run for run in runs(project.database)}
+    assert set(found) == {"s", "s-w0.75", "s-w0.5"}
+    assert found["s"].data.params == {"prune.width": "0.75,0.5"}
+    assert found["s"].info.status == "FINISHED"
+    assert found["s"].data.tags["mlflow.note.content"] == "| the table |\n"
+    for label, run_id in children.items():
+        child = client(project.database).get_run(run_id)
+        assert child.data.tags["mlflow.parentRunId"] == parent
+        assert child.data.tags["sparsekd.sweep.point"] == label
+        assert child.info.status == "FINISHED"
+    assert [file.path for file in client(project.database).list_artifacts(parent)] == ["table.md"]

@@ -1,0 +1,69 @@
+"""A sweep's results side by side: the table, the picture, an artifact in Prefect, a parent run in MLflow."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from flows.commands import git
+from flows.grid import Plan
+from flows.history import runs
+from flows.workspace import experiments
+from sparsekd.report import tradeoff
+from sparsekd.report.summary import Summary, read_summary
+from sparsekd.report.tradeoff import Result
+from tasks.cache import dvc_objects
+
+
+def compare(plan: Plan, flow_run_id: str | None) -> list[Result]:
+    """Write results.json, table.md and trade_off.png of the finished points to the plan's folder, and show them."""
+    found = tradeoff.results(summaries(plan))
+    if not found:
+        return found
+    table = tradeoff.markdown(found)
+    (plan.folder / "results.json").write_text(json.dumps(tradeoff.to_json(found), indent=2) + "\n")
+    (plan.folder / "table.md").write_text(f"{table}\n")
+    drawing = tradeoff.picture(found)
+    picture = drawing.write(plan.folder) if drawing else None
+    shown = f"\n\n{embedded(plan.folder / 'trade_off.png', picture.alt)}" if picture else ""
+    create_markdown_artifact(key="trade-off", markdown=f"## {plan.name}\n\n{table}{shown}", description=plan.name)
+    _track(plan, flow_run_id)
+    return found
+
+
+def summaries(plan: Plan) -> dict[str, Summary]:
+    """What the finished points reported, by label, from DVC's cache."""
+    kept, found = experiments(plan.home), {}
+    for point in plan.points:
+        if point.run in kept:
+            lock = git(plan.home, "show", f"{kept[point.run].tree}:dvc.lock")
+            files = dvc_objects(plan.home, "data/report", lock)
+            if "summary.json" in files:
+                found[point.label] = read_summary(files["summary.json"])
+    return found
+
+
+def embedded(picture: Path, alt: str) -> str:
+    """A picture inside Markdown: Prefect has no place for files."""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f"![{alt}](data:image/png;base64,{data})"
+
+
+def _track(plan: Plan, flow_run_id: str | None) -> None:
+    """A parent run in MLflow, whose children are the runs of the points. An outage costs a warning."""
+    from tasks.tracking.parent import log_parent
+
+    labels = {point.run: point.label for point in plan.points}
+    children = {
+        labels[record.name]: record.mlflow_run_id
+        for record in runs(plan.home)
+        if record.name in labels and record.mlflow_run_id
+    }
+    try:
+        log_parent(plan.home, plan.name, list(plan.settings), children, plan.folder, flow_run_id)
+    except Exception as error:  # a sweep that is done does not fail for its record
+        get_run_logger().warning("MLflow: %s: %s", type(error).__name__, error)

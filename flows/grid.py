@@ -1,0 +1,155 @@
+"""A sweep's plan: the grid of settings, one isolated run a point, and which of them are done.
+
+It is kept in `.sparsekd/sweeps/NAME/`. Without a name of its own a sweep is named by what it computes, so that the same
+command goes on with the same sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import params, preflight
+from flows.history import runs
+from flows.workspace import NAME, Workspace, experiments, left_behind
+from sparsekd.config import RunConfig
+from sparsekd.errors import ConfigError
+from tasks.state import FOLDER, read_json, write_json
+
+_SHORT = {"prune.width": "w"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration of the grid: `label` tells what it has of its own, `run` is its isolated run's name."""
+
+    label: str
+    run: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sweep `name` of the checkout at `home`, from the revision `at`."""
+
+    home: Path
+    name: str
+    at: str | None
+    settings: tuple[str, ...]
+    points: tuple[Point, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Its records, states and logs."""
+        return self.home / FOLDER / "sweeps" / self.name
+
+    def file(self, point: Point) -> Path:
+        """What the process of `point` reads."""
+        return self.folder / f"{point.label}.json"
+
+    def write(self) -> None:
+        """Note the plan. Raises ConfigError where the name stands for another grid."""
+        noted: Any = read_json(self.folder / "sweep.json") or {}
+        for point in self.points:
+            before = noted.get("points", {}).get(point.label)
+            if before is not None and before != _values(point.config):
+                raise ConfigError(
+                    f"Sweep {self.name} has another {point.label} already; choose another --name, or none: without one "
+                    "a sweep is named by what it computes."
+                )
+        points = noted.get("points", {}) | {point.label: _values(point.config) for point in self.points}
+        write_json(self.folder / "sweep.json", {"name": self.name, "settings": self.settings, "points": points})
+
+    def done(self) -> set[str]:
+        """Labels of the points whose run has ended well and is still kept."""
+        kept = experiments(self.home)
+        ended = {record.name for record in runs(self.home) if record.state == "done"}
+        return {
+            point.label
+            for point in self.points
+            if point.run in ended
+            and point.run in kept
+            and _values(params.load_tree(self.home, kept[point.run].tree, point.run)) == _values(point.config)
+        }
+
+    def left_behind(self, point: Point) -> Workspace | None:
+        """The workspace that a killed run of `point` left."""
+        return next((space for space in left_behind(self.home) if space.name == point.run), None)
+
+
+def plan(
+    home: Path, settings: Sequence[str], preset: str | None = None, at: str | None = None, name: str | None = None
+) -> Plan:
+    """The grid of `settings` (`stage.key=value,value`) over params.yaml, or over that of `at`, checked point by point.
+
+    Raises SparseKDError for a setting, source or combination that no run could start from.
+    """
+    base = params.load_at(home, at)
+    if preset is not None:
+        base = params.with_preset(base, preset, home)
+    fixed, varied = _read(settings)
+    base, _ = preflight.resolve_sources(params.with_settings(base, fixed, "your -S options"))
+    found = []
+    for values in itertools.product(*varied.values()):
+        chosen = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
+        config = params.with_settings(base, chosen, "your -S options")
+        if config.model != base.model or config.texts != base.texts:
+            config, _ = preflight.resolve_sources(config)
+        preflight.check_settings(home, config, preflight.dense_config(home, config))
+        found.append((_label(dict(zip(varied, values, strict=True))), config))
+    name = name or f"sweep-{_digest([config for _, config in found])}"
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for a sweep; use letters, digits, '.', '_' and '-', at most 100.")
+    points = tuple(Point(label, f"{name}-{label}", config) for label, config in found)
+    return Plan(home, name, at, tuple(settings), points)
+
+
+def _read(settings: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Settings with one value, and the keys with several. A list's own commas are no grid."""
+    fixed: list[str] = []
+    varied: dict[str, list[str]] = {}
+    for setting in settings:
+        key, value = params.parse_setting(setting)
+        values = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+        if key in varied or any(other.partition("=")[0].strip() == key for other in fixed):
+            raise ConfigError(f"{key} is given twice; give all its values at once: -S {key}=a,b.")
+        if len(values) < 2:
+            fixed.append(setting)
+            continue
+        if "" in values or len(set(values)) != len(values):
+            raise ConfigError(f"{key} is {value!r}; a sweep needs different values between commas: -S {key}=a,b.")
+        varied[key] = values
+    if not varied:
+        raise ConfigError(
+            "A sweep needs a setting with several values, such as -S prune.width=0.9,0.75,0.5; for a single run use "
+            "`sparsekd compress --isolated`."
+        )
+    return fixed, varied
+
+
+def _label(values: dict[str, str]) -> str:
+    """`w0.75-alpha0.5`: the last part of each key and its value, as far as a file's name takes it."""
+    names = [key.rpartition(".")[2] for key in values]
+    parts = []
+    for (key, value), name in zip(values.items(), names, strict=True):
+        short = _SHORT.get(key) or (name if names.count(name) == 1 else key.replace(".", "-"))
+        parts.append(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{short}{value}"))
+    return "-".join(parts)
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    """What a configuration computes: all but the name of the preset that it started from."""
+    values = config.model_dump(mode="json")
+    values.pop("preset")
+    return values
+
+
+def _digest(configs: list[RunConfig]) -> str:
+    text = json.dumps([_values(config) for config in configs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
