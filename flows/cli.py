@@ -276,6 +276,28 @@ def config(
     typer.echo(settings.text(preset, as_json=json, schema=schema, diff=diff))
 
 
+@app.command(epilog="Examples: sparsekd refresh  |  sparsekd refresh -S gate.kl=0.3")
+def refresh(
+    settings: Settings = None,
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be; else params.yaml."),
+    ] = None,
+    at: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--at", metavar="REV", help="From this commit, tag, branch or experiment."),
+    ] = None,
+) -> None:
+    """Run in isolation if model, texts or settings are otherwise than in every run that is kept; else end at once.
+
+    Sources are looked at again: the newest commit on the hub, the files of a path as they are now. What changed against
+    the last accepted run is told in numbers.
+    """
+    from flows import refreshing
+
+    refreshing.refresh(settings or (), preset, at)
+
+
 @app.command(epilog="Examples: sparsekd runs  |  sparsekd runs --json")
 def runs(
     json: Annotated[bool, typer.Option("--json", help="Everything that is known of each run, as JSON.")] = False,
@@ -335,6 +357,10 @@ def serve(
         Optional[str],  # noqa: UP045
         typer.Option("--cron", help="Also start a run at these times (cron syntax, local time)."),
     ] = None,
+    refresh_cron: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--refresh-cron", help="At these times look for new data, and run only where there is some."),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the Prefect page.")] = 4200,
     mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535, help="Of the MLflow page.")] = 5000,
     retention_days: Annotated[
@@ -348,7 +374,7 @@ def serve(
     """
     from flows.serve import serve as start
 
-    start(cron, port, mlflow_port, retention_days=retention_days)
+    start(cron, port, mlflow_port, retention_days=retention_days, refresh_cron=refresh_cron)
 
 
 def main() -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from pathlib import Path
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from flows.commands import git
 from flows.grid import Plan
 from flows.history import runs
+from flows.kept import kept_summary
+from flows.result import embedded
 from flows.workspace import experiments
 from sparsekd.report import tradeoff
-from sparsekd.report.summary import Summary, read_summary
+from sparsekd.report.summary import Summary
 from sparsekd.report.tradeoff import Result
-from tasks.cache import dvc_objects
 
 
 def compare(plan: Plan, flow_run_id: str | None) -> list[Result]:
@@ -37,20 +35,9 @@ def compare(plan: Plan, flow_run_id: str | None) -> list[Result]:
 
 def summaries(plan: Plan) -> dict[str, Summary]:
     """What the finished points reported, by label, from DVC's cache."""
-    kept, found = experiments(plan.home), {}
-    for point in plan.points:
-        if point.run in kept:
-            lock = git(plan.home, "show", f"{kept[point.run].tree}:dvc.lock")
-            files = dvc_objects(plan.home, "data/report", lock)
-            if "summary.json" in files:
-                found[point.label] = read_summary(files["summary.json"])
-    return found
-
-
-def embedded(picture: Path, alt: str) -> str:
-    """A picture inside Markdown: Prefect has no place for files."""
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return f"![{alt}](data:image/png;base64,{data})"
+    kept = experiments(plan.home)
+    found = {point.label: kept_summary(plan.home, point.run) for point in plan.points if point.run in kept}
+    return {label: summary for label, summary in found.items() if summary}
 
 
 def _track(plan: Plan, flow_run_id: str | None) -> None:

@@ -7,7 +7,6 @@ run works in the checkout, or isolated: in a workspace of its own, from which it
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,21 @@ from tasks import environment, prefect_log
 
 environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
 
-from prefect import Flow, flow, get_run_logger  # noqa: E402
-from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
+from prefect import flow, get_run_logger  # noqa: E402
+from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
-from flows import history, params, settle, workspace  # noqa: E402
-from flows.commands import git  # noqa: E402
-from flows.history import RunRecord  # noqa: E402
-from flows.holding import close_unfinished, name_of, name_run, note_run, place_of  # noqa: E402
+from flows import settle  # noqa: E402
+from flows.holding import close_unfinished, note_run  # noqa: E402
+from flows.hooks import end_stages, ended, tell, tell_unless_passed  # noqa: E402
+from flows.isolated import run_isolated  # noqa: E402
 from flows.late import why_skipped  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
-from flows.notify import notify  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
 from flows.result import gate_of  # noqa: E402
 from flows.stages import run_stages, show_and_track  # noqa: E402
-from flows.workspace import Workspace  # noqa: E402
 from sparsekd.config import (  # noqa: E402
     Benchmark,
     Calibrate,
@@ -48,40 +45,18 @@ from sparsekd.config import (  # noqa: E402
     Texts,
 )
 from sparsekd.errors import SparseKDError  # noqa: E402
-from sparsekd.report.summary import Gate as Judged  # noqa: E402
-from tasks.graph import read_graph  # noqa: E402
-from tasks.groups import end_recorded_groups  # noqa: E402
 from tasks.repair import repair  # noqa: E402
-from tasks.state import read_json  # noqa: E402
 
 prefect_log.shorten()
 _DEFAULTS = RunConfig()
-GATE_STATES = {"passed": "Passed", "not passed": "Not passed", "not enough evidence": "Not enough evidence"}
-"""The name of the flow run's state by what the gate said; all are of type Completed."""
-
-
-def _end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancelled or crashed: end what the run left, in whatever process Prefect calls this."""
-    root = place_of(environment.checkout_root(), str(flow_run.id))
-    if root is not None:  # not one that waits for its turn
-        end_recorded_groups(root, read_graph(root))
-
-
-def _tell(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    notify(str(state.name).lower(), name_of(flow_run), state.message or "", flow_run_id=str(flow_run.id))
-
-
-def _tell_unless_passed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    if state.name in (GATE_STATES["not passed"], GATE_STATES["not enough evidence"]):
-        _tell(flow, flow_run, state)
 
 
 @flow(
     name="compress",
-    on_cancellation=[_end_stages],
-    on_crashed=[_end_stages, _tell],
-    on_failure=[_tell],
-    on_completion=[_tell_unless_passed],
+    on_cancellation=[end_stages],
+    on_crashed=[end_stages, tell],
+    on_failure=[tell],
+    on_completion=[tell_unless_passed],
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; Run.slot limits what works at once
     retries=0,
     persist_result=False,
@@ -137,17 +112,10 @@ def compress(
         return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
     try:
         if isolated or at is not None:
-            return _run_isolated(home, given, at, name)
+            return run_isolated(home, given, at, name)
         return _run_in_checkout(home, given, wait)
     except SparseKDError as error:
         return Failed(message=str(error), data=error)
-
-
-def _ended(outcomes: dict[str, str], found: Judged | None) -> State[Any]:
-    """The run's last state: what the gate said is its name, and why is its message."""
-    if found is None or found.state == "no limits":
-        return Completed(data=outcomes)
-    return Completed(name=GATE_STATES[found.state], message=found.sentence(), data=outcomes)
 
 
 def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -> State[Any]:
@@ -163,55 +131,4 @@ def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -
             logger.info("params.yaml: %s", change)
         outcomes, seconds = run_stages(root, root)
         show_and_track(root, root, seconds)
-        return _ended(outcomes, gate_of(root))
-
-
-def _run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, name: str | None) -> State[Any]:
-    """Open the workspace `name`, which the command line may have made already, or make one; run there."""
-    made = name is None or not Workspace(home, name).path.exists()
-    if made:
-        config = settle.merge(params.load_at(home, at), given)
-        name = name or history.new_name(home, config)
-        workspace.create(home, name, at)
-    space = Workspace(home, name)
-    try:
-        os.chdir(space.path)
-        end_with_parent(space.path)
-        name_run(this_run.id, space.name)
-        with run_lock(space.path, command=f"flow run {space.name}"):
-            note_run(space.path, this_run.id)
-            return _run_and_keep(space, given)
-    finally:
-        os.chdir(home)
-        if made:
-            workspace.remove(space)
-
-
-def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> State[Any]:
-    """Run the stages in `space`, keep what they made as an experiment, and note how it went."""
-    logger = get_run_logger()
-    for change in settle.settle(given, space.path, space.home):
-        logger.info("params.yaml: %s", change)
-    config = params.load(space.path)
-    commit = git(space.path, "rev-parse", "HEAD")
-    record = RunRecord(
-        space.name, config.model.source, config.prune.width, time.time(), commit=commit, flow_run_id=str(this_run.id)
-    )
-    record.write(space.home)
-    try:
-        outcomes, seconds = run_stages(space.path, space.home)
-        mlflow_run = show_and_track(space.path, space.home, seconds, space.name)
-        workspace.save(space)
-        found = gate_of(space.path)
-        if found is not None and found.state == "passed":
-            logger.info("Tagged as %s.", workspace.promote(space))
-    except BaseException as error:
-        record.end(space.home, "failed" if isinstance(error, SparseKDError) else "stopped", reason=str(error))
-        raise
-    finally:
-        history.keep_logs(space)
-    metrics = read_json(space.path / "data/report/metrics.json") or {}
-    said = found.state if found else None
-    record.end(space.home, "done", mlflow_run_id=mlflow_run, gate=said, result=metrics, outcomes=outcomes)
-    logger.info("Kept as experiment %s: `sparsekd restore %s` brings it back.", space.name, space.name)
-    return _ended(outcomes, found)
+        return ended(outcomes, gate_of(root))

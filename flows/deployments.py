@@ -1,4 +1,4 @@
-"""The flow as Prefect deployments, whose forms are generated from the configuration's own models.
+"""The flows as Prefect deployments, whose forms are generated from the configuration's own models.
 
 `compress/current` shows params.yaml as it stands; `compress/smoke`, `compress/default` and `compress/quality` show what
 the preset would make of it. What a form shows is what its run writes to the params.yaml of its workspace.
@@ -14,12 +14,16 @@ from tasks import environment
 
 environment.apply(environment.checkout_root())  # before prefect is imported
 
+from prefect import Flow  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.client.schemas.actions import DeploymentUpdate  # noqa: E402
 from prefect.deployments.runner import EntrypointType, RunnerDeployment  # noqa: E402
 
 from flows import params  # noqa: E402
 from flows.compress import compress  # noqa: E402
+from flows.evaluate import evaluate  # noqa: E402
+from flows.refresh import refresh  # noqa: E402
+from flows.sweep import sweep  # noqa: E402
 from sparsekd.config import RunConfig  # noqa: E402
 from sparsekd.errors import ConfigError  # noqa: E402
 
@@ -27,23 +31,38 @@ CURRENT = "current"
 _POLL_SECONDS = 2.0
 
 
-def deployments(root: Path, cron: str | None = None) -> list[RunnerDeployment]:
-    """One deployment a form; `cron` (local time) also starts the current one. Raises ConfigError for a bad `cron`."""
+def deployments(root: Path, cron: str | None = None, refresh_cron: str | None = None) -> list[RunnerDeployment]:
+    """One deployment a form of compress, and one of each other flow.
+
+    `cron` (local time) also starts compress/current, `refresh_cron` refresh/current. Raises ConfigError for a bad one.
+    """
     made = []
     for name, config in _forms(root).items():
-        schedule = {"schedule": _schedule(cron)} if cron and name == CURRENT else {}
-        described = "params.yaml as it stands" if name == CURRENT else f"the preset {name}"
-        made.append(
-            compress.to_deployment(
-                name,
-                parameters=form_values(config),
-                description=f"Compress a language model end to end, starting from {described}.",
-                tags=["sparsekd"],
-                entrypoint_type=EntrypointType.MODULE_PATH,
-                **schedule,
-            )
-        )
-    return made
+        start = "params.yaml as it stands" if name == CURRENT else f"the preset {name}"
+        times = cron if name == CURRENT else None
+        made.append(_deployment(compress, name, f"Starts from {start}.", form_values(config), times, "--cron"))
+    widths = {"settings": ["prune.width=0.9,0.75,0.58,0.4"]}
+    start = "Starts from params.yaml as it stands."
+    return [
+        *made,
+        _deployment(sweep, CURRENT, start, widths),
+        _deployment(refresh, CURRENT, start, {}, refresh_cron, "--refresh-cron"),
+        _deployment(evaluate, CURRENT, "", {}),
+    ]
+
+
+def _deployment(
+    flow: Flow[..., Any], name: str, start: str, parameters: dict[str, Any], cron: str | None = None, option: str = ""
+) -> RunnerDeployment:
+    described = (flow.description or "").strip().partition("\n")[0]
+    return flow.to_deployment(
+        name,
+        parameters=parameters,
+        description=f"{described} {start}".strip(),
+        tags=["sparsekd"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        **({"schedule": _schedule(cron, option)} if cron else {}),
+    )
 
 
 def form_values(config: RunConfig) -> dict[str, Any]:
@@ -53,7 +72,7 @@ def form_values(config: RunConfig) -> dict[str, Any]:
     return {**values, "isolated": True}
 
 
-def refresh(root: Path) -> None:
+def refresh_forms(root: Path) -> None:
     """Make the forms show params.yaml as it stands now."""
     with get_client(sync_client=True) as client:
         for name, config in _forms(root).items():
@@ -69,7 +88,7 @@ def keep_fresh(root: Path, ended: threading.Event) -> None:
         try:
             if path.read_bytes() != shown:
                 shown = path.read_bytes()
-                refresh(root)
+                refresh_forms(root)
         except Exception as error:  # half-edited YAML, a busy server: the next change or round shows it
             print(f"warning: the forms still show the earlier params.yaml: {error}", flush=True)
 
@@ -79,7 +98,7 @@ def _forms(root: Path) -> dict[str, RunConfig]:
     return {CURRENT: current} | {name: params.with_preset(current, name, root) for name in params.PRESETS}
 
 
-def _schedule(cron: str) -> Any:
+def _schedule(cron: str, option: str) -> Any:
     from prefect.schedules import Cron
     from prefect.server.schemas.schedules import CronSchedule  # checks the text
 
@@ -87,7 +106,7 @@ def _schedule(cron: str) -> Any:
         CronSchedule(cron=cron)
     except ValueError:
         raise ConfigError(
-            f"--cron is {cron!r}; it must be a cron expression such as '0 3 * * *' (every night at 3)."
+            f"{option} is {cron!r}; it must be a cron expression such as '0 3 * * *' (every night at 3)."
         ) from None
     return Cron(cron, _local_zone())
 

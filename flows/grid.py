@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flows import params, preflight
-from flows.history import runs
-from flows.workspace import NAME, Workspace, experiments, left_behind
+from flows.kept import kept_config, kept_runs, same_values
+from flows.workspace import NAME, Workspace, left_behind
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from tasks.state import FOLDER, read_json, write_json
@@ -68,15 +68,9 @@ class Plan:
 
     def done(self) -> set[str]:
         """Labels of the points whose run has ended well and is still kept."""
-        kept = experiments(self.home)
-        ended = {record.name for record in runs(self.home) if record.state == "done"}
-        return {
-            point.label
-            for point in self.points
-            if point.run in ended
-            and point.run in kept
-            and _values(params.load_tree(self.home, kept[point.run].tree, point.run)) == _values(point.config)
-        }
+        kept = {record.name for record in kept_runs(self.home)}
+        found = {point.label: kept_config(self.home, point.run) for point in self.points if point.run in kept}
+        return {p.label for p in self.points if (config := found.get(p.label)) and same_values(config, p.config)}
 
     def left_behind(self, point: Point) -> Workspace | None:
         """The workspace that a killed run of `point` left."""

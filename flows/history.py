@@ -45,7 +45,7 @@ class RunRecord:
 
     def write(self, home: Path) -> None:
         """Replace the record of this run."""
-        write_json(_folder(home, self.name) / "run.json", asdict(self))
+        write_json(folder(home, self.name) / "run.json", asdict(self))
 
     def end(self, home: Path, state: State, **values: Any) -> RunRecord:
         """Write the record of the ended run, and return it."""
@@ -59,25 +59,25 @@ def new_name(home: Path, config: RunConfig) -> str:
     source = re.sub(r"^(file|hf):", "", config.model.source).rstrip("/").rpartition("/")[2]
     model = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")[:40] or "model"
     base = f"{model}-w{plain(config.prune.width)}-{time.strftime('%m%d-%H%M%S')}"
-    taken = set(experiments(home)) | {path.name for path in _folder(home, "").glob("*")}
+    taken = set(experiments(home)) | {path.name for path in folder(home, "").glob("*")}
     number, name = 1, base
     while name in taken:
         number += 1
         name = f"{base}-{number}"
-    _folder(home, name).mkdir(parents=True)
+    folder(home, name).mkdir(parents=True)
     return name
 
 
 def keep_logs(space: Workspace) -> None:
     """Copy the stages' logs of a run beside its record: its workspace goes."""
     with contextlib.suppress(OSError):
-        target = _folder(space.home, space.name) / "logs"
+        target = folder(space.home, space.name) / "logs"
         shutil.copytree(space.path / FOLDER / "logs", target, dirs_exist_ok=True)
 
 
 def runs(home: Path) -> list[RunRecord]:
     """All runs, newest first: those that this checkout remembers, and experiments that came with the repository."""
-    found = {path.parent.name: record for path in _folder(home, "").glob("*/run.json") if (record := _read(path))}
+    found = {path.parent.name: record for path in folder(home, "").glob("*/run.json") if (record := _read(path))}
     for name, revision in experiments(home).items():
         if name not in found and (record := _from_experiment(home, name, revision.tree)):
             found[name] = record
@@ -100,5 +100,6 @@ def _read(path: Path) -> RunRecord | None:
     return None
 
 
-def _folder(home: Path, name: str) -> Path:
+def folder(home: Path, name: str) -> Path:
+    """What is kept of the run `name` beside its experiment: run.json, logs, changes."""
     return home / FOLDER / "runs" / name

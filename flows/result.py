@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import tempfile
 from pathlib import Path
 
 from sparsekd.errors import SparseKDError
@@ -9,8 +11,8 @@ from sparsekd.report.summary import VARIANTS, Gate, Summary, read_summary
 from sparsekd.report.table import Cell, comparison
 
 
-def result_table(root: Path) -> str | None:
-    """Dense, pruned and distilled side by side from `data/report/summary.json`, or None where it cannot be read."""
+def result_page(root: Path, links: list[str]) -> str | None:
+    """Table, trade-off picture and verdict from `data/report/summary.json`, with `links` below; None without one."""
     summary = _summary(root)
     if summary is None:
         return None
@@ -20,8 +22,24 @@ def result_table(root: Path) -> str | None:
         for row in group.rows:
             label = row.label + (f", {row.note}" if row.note else "")
             lines.append(f"| {label} | " + " | ".join(map(_cell, row.cells)) + " |")
-    lines += ["", summary.verdict, "", summary.gate.sentence()]
-    return "\n".join([*lines, "", f"The page: `{root / 'data/report/index.html'}`"])
+    return "\n\n".join(["\n".join(lines), summary.verdict, summary.gate.sentence(), *_picture(summary), *links])
+
+
+def _picture(summary: Summary) -> list[str]:
+    from sparsekd.report import tradeoff  # matplotlib comes with it
+
+    drawing = tradeoff.picture(tradeoff.variants(summary))
+    if drawing is None:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        picture = drawing.write(Path(folder))
+        return [embedded(Path(folder) / f"{picture.name}.png", picture.alt)]
+
+
+def embedded(picture: Path, alt: str) -> str:
+    """A PNG file inside Markdown: Prefect has no place for files."""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f"![{alt}](data:image/png;base64,{data})"
 
 
 def gate_of(root: Path) -> Gate | None:

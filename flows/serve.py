@@ -22,12 +22,13 @@ def serve(
     mlflow_port: int = 5000,
     root: Path | None = None,
     retention_days: float = 90,
+    refresh_cron: str | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; then, or when this process is killed, everything it started ends too.
 
-    `cron` also starts runs at these times (local); flow runs older than `retention_days` are removed. Raises
-    ConfigError when a port is in use, params.yaml is wrong, or another `sparsekd serve` works in this checkout;
-    ResourceError when a server does not start.
+    `cron` also starts runs at these times (local), `refresh_cron` runs where something is new; flow runs older than
+    `retention_days` are removed. Raises ConfigError when a port is in use, params.yaml is wrong, or another `sparsekd
+    serve` works in this checkout; ResourceError when a server does not start.
     """
     root = (root or params.find_root()).absolute()
     os.chdir(root)
@@ -47,7 +48,7 @@ def serve(
         stack.enter_context(announced(root, prefect, mlflow))
         os.environ["PREFECT_API_URL"] = f"{prefect.url}/api"
         os.environ["PREFECT_UI_URL"] = prefect.url
-        _run(root, cron, prefect.url, mlflow.url, retention_days)
+        _run(root, cron, refresh_cron, prefect.url, mlflow.url, retention_days)
 
 
 def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
@@ -62,7 +63,9 @@ def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
     require_free(mlflow_port, "the MLflow server", "--mlflow-port")
 
 
-def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str, retention_days: float) -> None:
+def _run(
+    root: Path, cron: str | None, refresh_cron: str | None, prefect_url: str, mlflow_url: str, retention_days: float
+) -> None:
     """Register the deployments and start the runs that are asked for, until a signal."""
     name_server()
     from flows.deployments import deployments, keep_fresh
@@ -71,7 +74,7 @@ def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str, retent
     from flows.runner import serve_deployments
     from flows.workspace import left_behind
 
-    made = deployments(root, cron)
+    made = deployments(root, cron, refresh_cron)
     ended = threading.Event()
     keepers = [
         threading.Thread(target=keep_fresh, args=(root, ended), daemon=True),
@@ -82,9 +85,10 @@ def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str, retent
         for keeper in keepers:
             keeper.start()
         print(
-            f"Prefect   {prefect_url}  (Deployments → compress: start a run from its form)\n"
+            f"Prefect   {prefect_url}  (Deployments → compress, sweep, refresh, evaluate: start a run from its form)\n"
             f"MLflow    {mlflow_url}\n"
             + (f"A run starts by itself at: {cron}\n" if cron else "")
+            + (f"A run starts where something is new at: {refresh_cron}\n" if refresh_cron else "")
             + "Ctrl-C ends both.",
             flush=True,
         )

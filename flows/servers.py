@@ -16,6 +16,7 @@ from sparsekd.errors import ConfigError, ResourceError
 from tasks.environment import python, settings
 from tasks.groups import Group, created, lives, start_group
 from tasks.state import log_path, read_json, write_json
+from tasks.tracking.store import shown
 
 HOST = "127.0.0.1"
 _READY_SECONDS = 120.0
@@ -129,6 +130,17 @@ def served_api(root: Path) -> str | None:
     if not isinstance(values, dict) or not lives(values["pid"], values["created"]):
         return None
     return f"{values['prefect']}/api"
+
+
+def served_mlflow(root: Path) -> str | None:
+    """Where MLflow's pages are: MLFLOW_TRACKING_URI where that is a server, else a running `sparsekd serve`'s."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if named.startswith(("http://", "https://")):
+        return shown(named).rstrip("/")
+    values = read_json(served_path(root))
+    if not isinstance(values, dict) or not lives(values["pid"], values["created"]):
+        return None
+    return str(values["mlflow"])
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run as this_run
 
-from flows.result import result_table
+from flows.result import result_page
+from flows.servers import served_mlflow
 from sparsekd.errors import ConfigError, StageError
 from tasks.graph import read_graph, upstream
 from tasks.stage import Run, stage_task
 from tasks.state import StageState, write_json
+from tasks.track import TrackResult, track
 from tasks.tracking import pending
 
 SIDE_BY_SIDE_VARIABLE = "SPARSEKD_SIDE_BY_SIDE"
@@ -67,18 +69,27 @@ def show_and_track(root: Path, home: Path, seconds: dict[str, float], name: str 
     """Log the run to MLflow and show its table in Prefect, where there is a report. The MLflow run's id, if any."""
     if not (root / "data/report/summary.json").is_file():
         return None
-    run_id: str | None = _track(root, home, this_run.id, seconds, name)
-    table = result_table(root)
-    if table:
-        create_markdown_artifact(key="result", markdown=table, description="dense, pruned and distilled")
-    return run_id
+    logged: TrackResult | None = _track(root, home, this_run.id, seconds, name)
+    page = result_page(root, _links(root, home, logged, name))
+    if page:
+        create_markdown_artifact(key="result", markdown=page, description="dense, pruned and distilled")
+    return logged.run_id if logged else None
+
+
+def _links(root: Path, home: Path, logged: TrackResult | None, name: str | None) -> list[str]:
+    """Where to look further: the MLflow run, which has the report among its files, and the checkpoint."""
+    links = [
+        f"Checkpoint and report: `sparsekd restore {name}`" if name else f"Report: `{root}/data/report/index.html`"
+    ]
+    if logged and logged.run_id and (server := served_mlflow(home)):
+        page = f"{server}/#/experiments/{logged.experiment}/runs/{logged.run_id}"
+        links.insert(0, f"[MLflow run]({page}), [report]({page}/artifacts/report/index.html)")
+    return links
 
 
 @task(name="track", task_run_name="track", cache_policy=NO_CACHE, persist_result=False)
-def _track(root: Path, home: Path, flow_run_id: str | None, seconds: dict[str, float], name: str | None) -> str | None:
-    """Log the finished run to MLflow. An outage costs a warning; the next run logs it."""
-    from tasks.track import track
-
+def _track(root: Path, home: Path, flow_run_id: str | None, seconds: dict[str, float], name: str | None) -> Any:
+    """Log the finished run to MLflow: a TrackResult or None. An outage costs a warning; the next run logs it."""
     logger = get_run_logger()
     try:
         result = track(root, flow_run_id, durations=seconds, home=home, name=name)
@@ -94,4 +105,4 @@ def _track(root: Path, home: Path, flow_run_id: str | None, seconds: dict[str, f
         logger.info(
             "MLflow run %s (%s), model %s/%s", result.run_name, result.run_id, result.model_name, result.model_version
         )
-    return result.run_id
+    return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,13 +36,13 @@ _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 20.0
 
 
-@dataclass
 class _Sweep:
-    """A sweep at work: `slots` limits how many of its runs go on at once."""
+    """A sweep at work: `slots` limits how many of its runs go on at once. Not a dataclass: Prefect copies those."""
 
-    plan: Plan
-    slots: threading.Semaphore
-    stopping: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, plan: Plan, at_once: int) -> None:
+        self.plan = plan
+        self.slots = threading.Semaphore(at_once)
+        self.stopping = threading.Event()
 
 
 def _end_points(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -99,7 +98,7 @@ def _sweep(plan: Plan, at_once: int) -> Any:
         end_recorded_groups(plan.folder)  # what a killed sweep left for the moment until its guard acts
         end_with_parent(plan.folder, labels)
         (plan.folder / FOLDER / "flow_run").write_text(str(this_run.id))
-        outcomes, failures = _run_points(_Sweep(plan, threading.Semaphore(at_once)))
+        outcomes, failures = _run_points(_Sweep(plan, at_once))
         compare(plan, str(this_run.id))
     if failures:
         first = next(iter(failures))

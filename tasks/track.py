@@ -42,6 +42,8 @@ class TrackResult:
     model_version: str | None
     uri: str
     warning: str | None = None
+    experiment: str | None = None
+    """MLflow's id of the experiment that the run is in."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def _log(home: Path, root: Path, store: _Store, record: Record, uri: str) -> Tra
 def _result(run: Run, record: Record, uri: str) -> TrackResult:
     tags = run.data.tags
     name = tags.get(MODEL_TAG, record.model.name)
-    return TrackResult(run.info.run_id, str(run.info.run_name), name, tags.get(VERSION_TAG), shown(uri))
+    where, experiment = shown(uri), str(run.info.experiment_id)
+    return TrackResult(
+        run.info.run_id, str(run.info.run_name), name, tags.get(VERSION_TAG), where, experiment=experiment
+    )
 
 
 def _search(store: _Store, condition: str) -> list[Run]:

@@ -195,3 +195,37 @@ def test_uncommitted_changes_are_in_a_workspace_and_other_revisions_are_found(mi
         assert not made.path.exists()
     assert not left_behind(mini.root)
     assert Workspace(mini.root, "dirty").path.name == "dirty"
+
+
+def test_refresh_ends_at_once_unless_something_is_new_and_then_tells_what_changed(
+    mini: Miniature, run: Run, api: str, tmp_path: Path
+) -> None:
+    limits = ("-S", "gate.kl=0.3")
+    first = run("refresh", *limits)
+    assert first.returncode == 0, first.stderr
+    assert "Passed. Gate: passed, all 1 checks." in first.stdout
+    [record] = json.loads(run("runs", "--json").stdout)
+    assert (record["gate"], record["outcomes"]["calibrate"]) == ("passed", "restored")
+    again = run("refresh", *limits)
+    assert f"No new data. Model, texts and settings are those of run {record['name']}." in again.stdout
+    assert len(experiments(mini.root)) == 1
+
+    mini.edit("width: 0.75", "width: 0.5")
+    second = run("refresh", *limits)
+    assert "Passed." in second.stdout
+    newest = json.loads(run("runs", "--json").stdout)[0]
+    told = (mini.root / ".sparsekd" / "runs" / newest["name"] / "changes.md").read_text()
+    assert f"## {newest['name']} against {record['name']}" in told
+    assert "- prune.width: 0.75 → 0.5" in told
+    assert "| KL wiki | 0.100 | 0.200 | changed |" in told
+    shown = ask(api, "artifacts/filter", {"artifacts": {"key": {"any_": ["changes"]}}})
+    assert told in {artifact["data"] for artifact in shown}
+
+    mini.edit("width: 0.5", "width: 0.125")
+    third = run("refresh", *limits)
+    assert third.returncode == 0
+    assert "Not passed. Gate: not passed." in third.stdout
+    worst = json.loads(run("runs", "--json").stdout)[0]
+    told = (mini.root / ".sparsekd" / "runs" / worst["name"] / "changes.md").read_text()
+    assert f"against {newest['name']}" in told, "the last that was accepted"
+    assert git(mini.root, "tag", "--list").split() == sorted(f"champion/{name['name']}" for name in (record, newest))

@@ -1,0 +1,137 @@
+"""The flow `evaluate`: measure any checkpoint as `sparsekd evaluate` does, with the result in Prefect and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks import environment
+
+environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
+
+from prefect import Flow, flow, get_run_logger  # noqa: E402
+from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
+from prefect.runtime import flow_run as this_run  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from flows import params  # noqa: E402
+from flows.holding import name_run  # noqa: E402
+from flows.hooks import tell  # noqa: E402
+from flows.late import why_skipped  # noqa: E402
+from flows.orphan import end_with_parent  # noqa: E402
+from sparsekd.errors import SparseKDError, StageError  # noqa: E402
+from sparsekd.evaluation.results import Evaluation  # noqa: E402
+from tasks.groups import end_recorded_groups, start_group  # noqa: E402
+from tasks.state import FOLDER  # noqa: E402
+
+_GROUP = "evaluate"
+
+
+def _folder(home: Path, flow_run_id: str) -> Path:
+    return home / FOLDER / "evaluations" / flow_run_id
+
+
+def _end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    end_recorded_groups(_folder(environment.checkout_root(), str(flow_run.id)), [_GROUP])
+
+
+@flow(
+    name="evaluate",
+    on_cancellation=[_end],
+    on_crashed=[_end, tell],
+    on_failure=[tell],
+    retries=0,
+    persist_result=False,
+)
+def evaluate(
+    model: str,
+    dense: str | None = None,
+    preset: Literal["smoke", "default", "quality"] = "default",
+    settings: list[str] = [],  # noqa: B006 - Prefect's form shows it, nobody changes it
+    max_late: float | None = None,
+) -> Any:
+    """Measure a checkpoint: test perplexity, lm-eval tasks and, with `dense`, agreement with that model.
+
+    Nothing is compressed and no DVC stage runs. The table is an artifact of this flow run, the figures an MLflow run.
+
+    Args:
+        model: owner/name on the hub, a directory, or a catalogue name.
+        dense: The uncompressed model, to measure agreement with it.
+        preset: How thorough to be.
+        settings: As `stage.key=value`, over the preset.
+        max_late: A scheduled run that starts so many minutes after its time is skipped.
+    """
+    if reason := why_skipped(this_run.id, max_late):
+        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
+    try:
+        return _evaluate(model, dense, preset, settings)
+    except SparseKDError as error:
+        return Failed(message=str(error), data=error)
+
+
+def _evaluate(model: str, dense: str | None, preset: str, settings: list[str]) -> dict[str, Any]:
+    home, logger = environment.checkout_root(), get_run_logger()
+    os.chdir(home)  # relative paths start here
+    params.with_settings(params.load_preset(preset, home), settings, "the settings")
+    name = f"evaluate-{Path(model).name}-{time.strftime('%m%d-%H%M%S')}"
+    name_run(this_run.id, name)
+    folder = _folder(home, str(this_run.id))
+    out = folder / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    end_with_parent(folder, [_GROUP])
+    command = [environment.python(), "-m", "flows", "evaluate", f"--model={_seen(home, model)}", f"--out={out}"]
+    command += [f"--preset={preset}", *(f"--set={setting}" for setting in settings)]
+    command += [f"--dense={_seen(home, dense)}"] if dense is not None else []
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}  # of this flow run
+    log = folder / "log"
+    with log.open("wb") as output:
+        group = start_group(command, root=folder, name=_GROUP, env=clean, output=output)
+        try:
+            code = group.wait()
+        except BaseException:
+            group.end()
+            raise
+    lines = log.read_text(errors="replace").splitlines()
+    if code != 0:
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise StageError((said or [f"The evaluation ended with code {code}."])[-1])
+    found = Evaluation.model_validate_json((out / "evaluation.json").read_text())
+    create_markdown_artifact(key="evaluation", markdown=f"## {name}\n\n{table(found)}", description=model)
+    logger.info("The files are in %s.", out.relative_to(home))
+    _track(home, name, {"model": model, "dense": dense or "", "preset": preset}, found, out)
+    return json.loads(found.to_json())
+
+
+def _seen(home: Path, source: str) -> str:
+    """A path relative to the checkout as the process sees it, which works elsewhere; anything else as it is."""
+    return str(home / source) if (home / source).exists() else source
+
+
+def table(found: Evaluation) -> str:
+    """What was measured, as Markdown."""
+    lines = ["| | value | 95 % interval |", "|---|---:|---:|"]
+    for corpus, perplexity in found.perplexity.items():
+        lines.append(
+            f"| perplexity {corpus} | {perplexity.value:.2f} | {perplexity.low:.2f} to {perplexity.high:.2f} |"
+        )
+    for corpus, agreement in found.agreement.items():
+        kl = agreement.kl
+        lines.append(f"| KL to dense {corpus}, nats | {kl.value:.4f} | {kl.low:.4f} to {kl.high:.4f} |")
+    for task, score in found.tasks.items():
+        error = "" if score.stderr is None else f"± {score.stderr:.3f} (standard error)"
+        lines.append(f"| {task} ({score.metric}, {score.n} rows) | {score.value:.3f} | {error} |")
+    return "\n".join(lines)
+
+
+def _track(home: Path, name: str, settings: dict[str, str], found: Evaluation, out: Path) -> None:
+    """A run in MLflow. An outage costs a warning."""
+    from tasks.tracking.evaluation import log_evaluation
+
+    try:
+        log_evaluation(home, name, settings, found, out, str(this_run.id))
+    except Exception as error:  # an evaluation that is done does not fail for its record
+        get_run_logger().warning("MLflow: %s: %s", type(error).__name__, error)

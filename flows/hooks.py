@@ -1,0 +1,44 @@
+"""What Prefect calls at the end of a flow run, and the state that a run ends in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Completed
+
+from flows.holding import name_of, place_of
+from flows.notify import notify
+from sparsekd.report.summary import Gate
+from tasks import environment
+from tasks.graph import read_graph
+from tasks.groups import end_recorded_groups
+
+_GATE_STATES = {"passed": "Passed", "not passed": "Not passed", "not enough evidence": "Not enough evidence"}
+"""The name of the flow run's state by what the gate said; all are of type Completed."""
+
+
+def ended(outcomes: dict[str, str], found: Gate | None) -> State[Any]:
+    """The run's last state: what the gate said is its name, and why is its message."""
+    if found is None or found.state == "no limits":
+        return Completed(data=outcomes)
+    return Completed(name=_GATE_STATES[found.state], message=found.sentence(), data=outcomes)
+
+
+def end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancelled or crashed: end what the run left, in whatever process Prefect calls this."""
+    root = place_of(environment.checkout_root(), str(flow_run.id))
+    if root is not None:  # not one that waits for its turn
+        end_recorded_groups(root, read_graph(root))
+
+
+def tell(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell the webhook how the run ended."""
+    notify(str(state.name).lower(), name_of(flow_run), state.message or "", flow_run_id=str(flow_run.id))
+
+
+def tell_unless_passed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell the webhook of a gate that was not passed."""
+    if state.name in (_GATE_STATES["not passed"], _GATE_STATES["not enough evidence"]):
+        tell(flow, flow_run, state)
