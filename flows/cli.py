@@ -367,6 +367,13 @@ def serve(
         float,
         typer.Option("--retention-days", min=0.001, help="Remove flow runs, logs and artifacts older than this."),
     ] = 90,
+    sources: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--sources", metavar="DIR", help="Runs read local models and texts in this directory alone."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address that Prefect answers on; another one turns its password on.")
+    ] = "127.0.0.1",
 ) -> None:
     """Open the Prefect and MLflow pages on 127.0.0.1 and offer the flow there as a deployment with a form.
 
@@ -374,7 +381,7 @@ def serve(
     """
     from flows.serve import serve as start
 
-    start(cron, port, mlflow_port, retention_days=retention_days, refresh_cron=refresh_cron)
+    start(cron, port, mlflow_port, retention_days=retention_days, refresh_cron=refresh_cron, sources=sources, host=host)
 
 
 def main() -> None:

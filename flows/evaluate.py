@@ -19,6 +19,7 @@ from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows import params  # noqa: E402
+from flows.confined import check_confined, check_source  # noqa: E402
 from flows.holding import name_run  # noqa: E402
 from flows.hooks import tell  # noqa: E402
 from flows.late import why_skipped  # noqa: E402
@@ -76,7 +77,10 @@ def evaluate(
 def _evaluate(model: str, dense: str | None, preset: str, settings: list[str]) -> dict[str, Any]:
     home, logger = environment.checkout_root(), get_run_logger()
     os.chdir(home)  # relative paths start here
-    params.with_settings(params.load_preset(preset, home), settings, "the settings")
+    config = params.with_settings(params.load_preset(preset, home), settings, "the settings")
+    check_confined(config)
+    for setting, source in {"model": model, **({"dense": dense} if dense else {})}.items():
+        check_source(setting, source)
     name = f"evaluate-{Path(model).name}-{time.strftime('%m%d-%H%M%S')}"
     name_run(this_run.id, name)
     folder = _folder(home, str(this_run.id))

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from flows.lock import run_lock
-from flows.servers import free_port, served_api, start_prefect, wait_for_answer
+from flows.servers import AUTH_VARIABLES, free_port, served_api, start_prefect, wait_for_answer
 from flows.workspace import Workspace
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
@@ -91,9 +91,12 @@ def _api(root: Path) -> Iterator[None]:
         if server is not None:
             server.wait_until_ready("/api/health")
         os.environ["PREFECT_API_URL"] = named
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-        with temporary_settings({PREFECT_API_URL: named}):  # Prefect may have been imported, and settled, before
+        known = {PREFECT_API_URL: named}
+        if password := os.environ.get(AUTH_VARIABLES[1]):
+            known[PREFECT_API_AUTH_STRING] = password
+        with temporary_settings(known):  # Prefect may have been imported, and settled, before
             yield
     finally:
         if server is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import machine
+from flows.confined import check_confined
 from flows.estimate import Estimate, compressed
 from sparsekd.artifacts import hash_directory
 from sparsekd.config import RunConfig, parse_config
@@ -37,6 +38,7 @@ def resolve_sources(config: RunConfig) -> tuple[RunConfig, ResolvedModel]:
 
     Hub sources that are pinned already need no network. Raises SourceError or ConfigError for what cannot be read.
     """
+    check_confined(config)
     model = resolve_model(config.model.source, config.model.revision)
     revisions = config.texts.revisions or (None,) * len(config.texts.sources)
     column = config.texts.column

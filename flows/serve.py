@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 from pathlib import Path
 
-from flows import params
+from flows import confined, params
 from flows.launch import sigterm_raises
 from flows.orphan import name_server
-from flows.servers import announced, require_free, served_api, start_mlflow, start_prefect
+from flows.servers import AUTH_VARIABLES, HOST, announced, require_free, served_api, start_mlflow, start_prefect
 from sparsekd.errors import ConfigError
 from tasks import environment
 from tasks.groups import end_recorded_groups
@@ -23,22 +24,32 @@ def serve(
     root: Path | None = None,
     retention_days: float = 90,
     refresh_cron: str | None = None,
+    sources: Path | None = None,
+    host: str = HOST,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; then, or when this process is killed, everything it started ends too.
 
     `cron` also starts runs at these times (local), `refresh_cron` runs where something is new; flow runs older than
-    `retention_days` are removed. Raises ConfigError when a port is in use, params.yaml is wrong, or another `sparsekd
-    serve` works in this checkout; ResourceError when a server does not start.
+    `retention_days` are removed. Runs read local files only in `sources`, where that is given. On another `host` than
+    this machine's own, Prefect asks for a password; MLflow, which has none, stays on this machine. Raises ConfigError
+    when a port is in use, params.yaml is wrong, or another `sparsekd serve` works in this checkout; ResourceError when
+    a server does not start.
     """
     root = (root or params.find_root()).absolute()
     os.chdir(root)
     params.load(root)
     environment.apply(root)
-    _check(root, prefect_port, mlflow_port)
+    _check(root, prefect_port, mlflow_port, host)
+    if sources is not None:
+        if not sources.is_dir():
+            raise ConfigError(f"--sources is {sources}, which is no directory; name one that holds models and texts.")
+        os.environ[confined.VARIABLE] = str(sources.absolute())
+    if host != HOST:
+        protect(host)
     end_recorded_groups(root)  # servers that a killed `serve` left for the moment until its guard acts
     with contextlib.ExitStack() as stack:
         stack.enter_context(sigterm_raises())
-        prefect = start_prefect(root, prefect_port, ui=True)
+        prefect = start_prefect(root, prefect_port, ui=True, host=host)
         stack.callback(prefect.end)
         mlflow = start_mlflow(root, mlflow_port)
         stack.callback(mlflow.end)
@@ -51,7 +62,23 @@ def serve(
         _run(root, cron, refresh_cron, prefect.url, mlflow.url, retention_days)
 
 
-def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
+def protect(host: str) -> None:
+    """Set Prefect's basic authentication for server, runs and pages: the user's own, or a password made now.
+
+    It is told in this terminal; this user's other commands find it in .sparsekd/serve.json, closed to others.
+    """
+    own = next((os.environ[name] for name in AUTH_VARIABLES if os.environ.get(name)), None)
+    text = own or f"admin:{secrets.token_urlsafe(18)}"
+    os.environ.update(dict.fromkeys(AUTH_VARIABLES, text))
+    said = "those of your environment" if own else text
+    print(
+        f"warning: Prefect answers on {host}: whoever knows the password can start runs as you, and it goes over the "
+        f"network unencrypted. Put TLS in front of it. User and password: {said}",
+        flush=True,
+    )
+
+
+def _check(root: Path, prefect_port: int, mlflow_port: int, host: str) -> None:
     if os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
             f"PREFECT_API_URL is {os.environ['PREFECT_API_URL']}; `sparsekd serve` starts a server of its own. Unset "
@@ -59,7 +86,7 @@ def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
         )
     if (running := served_api(root)) is not None:
         raise ConfigError(f"`sparsekd serve` already works in this checkout, at {running.removesuffix('/api')}.")
-    require_free(prefect_port, "the Prefect server", "--port")
+    require_free(prefect_port, "the Prefect server", "--port", host)
     require_free(mlflow_port, "the MLflow server", "--mlflow-port")
 
 

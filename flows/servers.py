@@ -19,6 +19,8 @@ from tasks.state import log_path, read_json, write_json
 from tasks.tracking.store import shown
 
 HOST = "127.0.0.1"
+AUTH_VARIABLES = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+"""Prefect's basic authentication, `user:password`: the server asks for the first, clients send the second."""
 _READY_SECONDS = 120.0
 _GRACE_SECONDS = 5.0
 
@@ -46,10 +48,10 @@ class Server:
         self.group.end(_GRACE_SECONDS)
 
 
-def start_prefect(root: Path, port: int, ui: bool) -> Server:
+def start_prefect(root: Path, port: int, ui: bool, host: str = HOST) -> Server:
     """Prefect's API, with its pages if `ui`; state in PREFECT_HOME inside the checkout."""
-    url = f"http://{HOST}:{port}"
-    command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    url = f"http://{HOST if host == '0.0.0.0' else host}:{port}"
+    command = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
     extra = {"PREFECT_SERVER_UI_API_URL": f"{url}/api", "PREFECT_API_URL": f"{url}/api"}
     return _start(root, "prefect", url, [*command, "--ui" if ui else "--no-ui"], extra)
 
@@ -76,17 +78,17 @@ def _path() -> str:
     return os.pathsep.join([str(Path(python()).parent), os.environ.get("PATH", os.defpath)])
 
 
-def require_free(port: int, what: str, option: str) -> None:
-    """Raise ConfigError when `port` is in use."""
+def require_free(port: int, what: str, option: str, host: str = HOST) -> None:
+    """Raise ConfigError when `port` of `host` is in use, or this machine does not have that address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OverflowError:
             raise ConfigError(f"{option} is {port}; a port lies in 1 to 65535.") from None
         except OSError as error:
             raise ConfigError(
-                f"Port {port} on {HOST} cannot be had for {what} ({error.strerror}); stop what uses it, or choose "
+                f"Port {port} on {host} cannot be had for {what} ({error.strerror}); stop what uses it, or choose "
                 f"another with {option}."
             ) from None
 
@@ -122,13 +124,15 @@ def served_path(root: Path) -> Path:
 
 
 def served_api(root: Path) -> str | None:
-    """The API address of a `sparsekd serve` that runs in this checkout, or None.
+    """The API address of a `sparsekd serve` that runs in this checkout, or None; its password goes to the environment.
 
     Its process decides, not its answer: a second server beside a busy one would lock the database for both.
     """
     values = read_json(served_path(root))
     if not isinstance(values, dict) or not lives(values["pid"], values["created"]):
         return None
+    if values.get("auth"):
+        os.environ.setdefault(AUTH_VARIABLES[1], values["auth"])
     return f"{values['prefect']}/api"
 
 
@@ -147,7 +151,8 @@ def served_mlflow(root: Path) -> str | None:
 def announced(root: Path, prefect: Server, mlflow: Server) -> Iterator[None]:
     """Tell other commands in this checkout where the servers are, as long as they run."""
     mine = {"pid": os.getpid(), "created": created(os.getpid())}
-    write_json(served_path(root), {**mine, "prefect": prefect.url, "mlflow": mlflow.url})
+    where = {"prefect": prefect.url, "mlflow": mlflow.url, "auth": os.environ.get(AUTH_VARIABLES[1])}
+    write_json(served_path(root), {**mine, **where}, mode=0o600)
     try:
         yield
     finally:

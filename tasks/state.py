@@ -55,11 +55,13 @@ def progress_path(root: Path, stage: str) -> Path:
     return root / FOLDER / "progress" / f"{stage}.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, so that no reader ever sees half of it."""
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
+    """Replace `path` by `value` as JSON, so that no reader ever sees half of it. `mode` is less the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False))
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump(value, stream, ensure_ascii=False)
     os.replace(partial, path)
 
 

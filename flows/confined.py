@@ -1,0 +1,46 @@
+"""Which files a run may read: any, or only those in the directory of `sparsekd serve --sources DIR`.
+
+Whoever may start a run from a form chooses what it reads, as the user that serves. A path in the form is then a way to
+see that user's files; confined, it is not.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sparsekd.config import RunConfig
+from sparsekd.errors import ConfigError
+from sparsekd.sources import catalogue
+from sparsekd.sources.reference import parse_source
+
+VARIABLE = "SPARSEKD_SOURCES"
+"""The directory that local sources must lie in; set by `serve --sources` for the runs that it starts."""
+
+
+def check_confined(config: RunConfig) -> None:
+    """Raise ConfigError for a local source outside the directory, links followed."""
+    named = {"model.source": config.model.source, **{f"texts.sources {s}": s for s in config.texts.sources}}
+    for setting, source in named.items():
+        check_source(setting.partition(" ")[0], source)
+    if config.evaluate.include_path is not None:
+        _check_path("evaluate.include_path", Path(config.evaluate.include_path))
+
+
+def check_source(setting: str, source: str) -> None:
+    """The same for one source, which `setting` names."""
+    if os.environ.get(VARIABLE):
+        reference = parse_source(
+            source, setting, [*catalogue().models, *catalogue().texts], (".jsonl", ".parquet", ".txt")
+        )
+        if reference.kind == "local":
+            _check_path(setting, reference.path)
+
+
+def _check_path(setting: str, path: Path) -> None:
+    allowed = os.environ.get(VARIABLE)
+    if allowed and not path.resolve().is_relative_to(Path(allowed).resolve()):
+        raise ConfigError(
+            f"{setting} is {str(path)!r}; this server reads local files from {allowed} alone (`serve --sources`). Name "
+            "one in there, a hub repository or a catalogue name."
+        )
