@@ -121,13 +121,15 @@ def test_compress_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None
 def test_serve_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def serve(*options: Any, retention_days: float) -> None:
-        calls.append((*options, retention_days))
+    def serve(*options: Any, **named: Any) -> None:
+        calls.append((options, named))
 
     monkeypatch.setitem(sys.modules, "flows.serve", SimpleNamespace(serve=serve))
     options = ["--cron", "0 3 * * *", "--port", "4201", "--mlflow-port", "5001", "--retention-days", "7"]
+    options += ["--refresh-cron", "0 4 * * 1", "--sources", "texts", "--host", "10.0.0.1"]
     result = runner.invoke(app, ["serve", *options])
-    assert (result.exit_code, calls) == (0, [("0 3 * * *", 4201, 5001, 7.0)])
+    named = {"retention_days": 7.0, "refresh_cron": "0 4 * * 1", "sources": Path("texts"), "host": "10.0.0.1"}
+    assert (result.exit_code, calls) == (0, [(("0 3 * * *", 4201, 5001), named)])
 
 
 def test_config_is_complete_in_yaml_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
