@@ -17,6 +17,7 @@ from flows.servers import free_port, served_api, start_prefect, wait_for_answer
 from flows.workspace import Workspace
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
+from tasks.remote import warning_of_run
 from tasks.state import read_json
 from tasks.tracking.pending import marker_path
 
@@ -42,6 +43,8 @@ def launch(root: Path, *, quiet: bool = False, wait: bool = False, space: Worksp
         isolated = {} if space is None else {"isolated": True, "name": space.name}
         state = compress(return_state=True, **isolated)
         outcome = state.result(raise_on_failure=False)
+    if quiet and (lost := warning_of_run(place)):
+        print(f"warning: {lost}", file=sys.stderr, flush=True)
     if isinstance(outcome, BaseException):
         raise outcome
     if not state.is_completed():
