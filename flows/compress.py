@@ -13,7 +13,9 @@ from typing import Any
 
 from tasks import environment, prefect_log
 
-environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
+environment.apply(
+    environment.checkout_root(), name_root=False
+)  # before prefect is imported: it reads its settings then
 
 from prefect import Flow, flow, get_run_logger  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
@@ -22,6 +24,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from flows import history, params, settle, workspace  # noqa: E402
+from flows.attempts import going_on  # noqa: E402
 from flows.commands import git  # noqa: E402
 from flows.history import RunRecord  # noqa: E402
 from flows.holding import close_unfinished, name_run, note_run, place_of  # noqa: E402
@@ -120,9 +123,12 @@ def compress(
     given = {section: value.model_dump(exclude_unset=True) for section, value in sections.items()}
     given = {section: values for section, values in given.items() if values}
     home = environment.checkout_root()
+    environment.apply(home)
     if reason := why_skipped(this_run.id, max_late):
         return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
     try:
+        if text := going_on(this_run.run_count or 1, home):
+            get_run_logger().warning(text)
         if isolated or at is not None:
             return _run_isolated(home, given, at, name)
         return _run_in_checkout(home, given, wait)

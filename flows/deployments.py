@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks import environment
 
-environment.apply(environment.checkout_root())  # before prefect is imported
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.client.schemas.actions import DeploymentUpdate  # noqa: E402
@@ -24,6 +24,8 @@ from sparsekd.config import RunConfig  # noqa: E402
 from sparsekd.errors import ConfigError  # noqa: E402
 
 CURRENT = "current"
+TAG = "sparsekd"
+"""What all runs of our deployments are marked with, in `prefect.yaml` too."""
 _POLL_SECONDS = 2.0
 
 
@@ -38,7 +40,7 @@ def deployments(root: Path, cron: str | None = None) -> list[RunnerDeployment]:
                 name,
                 parameters=form_values(config),
                 description=f"Compress a language model end to end, starting from {described}.",
-                tags=["sparsekd"],
+                tags=[TAG],
                 entrypoint_type=EntrypointType.MODULE_PATH,
                 **schedule,
             )

@@ -65,6 +65,7 @@ def _check(root: Path, prefect_port: int, mlflow_port: int) -> None:
 def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str, retention_days: float) -> None:
     """Register the deployments and start the runs that are asked for, until a signal."""
     name_server()
+    from flows import automations
     from flows.deployments import deployments, keep_fresh
     from flows.holding import close_unfinished
     from flows.retention import keep_clean
@@ -72,6 +73,7 @@ def _run(root: Path, cron: str | None, prefect_url: str, mlflow_url: str, retent
     from flows.workspace import left_behind
 
     made = deployments(root, cron)
+    automations.ensure()
     ended = threading.Event()
     keepers = [
         threading.Thread(target=keep_fresh, args=(root, ended), daemon=True),
