@@ -219,3 +219,11 @@ def test_a_run_that_always_crashes_is_given_up(team: Team) -> None:
             wait_until(lambda n=attempt: team.read(run)["run_count"] > n, f"an attempt after {attempt}", 90)  # type: ignore[misc]
         ended = team.ends(run, "Failed", 120)
     assert ended["state"]["message"].startswith("The run has crashed 2 times, which is as often as SPARSEKD_ATTEMPTS")
+
+
+def test_a_run_that_crashes_before_its_flow_begins_is_given_up(team: Team) -> None:
+    """A worker that was not told where its clone is: no attempt is ever counted, so the server counts the crashes."""
+    with team.machines[0].at_work(SPARSEKD_HOME=""):
+        ended = team.ends(team.run(), "Failed", 240)
+    assert ended["run_count"] == 0
+    assert ended["state"]["message"].startswith("It crashed 4 times within an hour, before it could work")
