@@ -12,19 +12,18 @@ from typing import Any
 
 from tasks import environment, prefect_log
 
-environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect import flow, get_run_logger  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
+from prefect.states import Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from flows import settle  # noqa: E402
 from flows.holding import close_unfinished, note_run  # noqa: E402
-from flows.hooks import end_stages, ended, tell, tell_unless_passed  # noqa: E402
+from flows.hooks import begin, end_stages, ended, tell, tell_unless_passed  # noqa: E402
 from flows.isolated import run_isolated  # noqa: E402
-from flows.late import why_skipped  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
 from flows.result import gate_of  # noqa: E402
@@ -108,9 +107,9 @@ def compress(
     given = {section: value.model_dump(exclude_unset=True) for section, value in sections.items()}
     given = {section: values for section, values in given.items() if values}
     home = environment.checkout_root()
-    if reason := why_skipped(this_run.id, max_late):
-        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
     try:
+        if (late := begin(home, max_late)) is not None:
+            return late
         if isolated or at is not None:
             return run_isolated(home, given, at, name)
         return _run_in_checkout(home, given, wait)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks import environment
 
-environment.apply(environment.checkout_root())  # before prefect is imported
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect import Flow  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
@@ -28,6 +28,8 @@ from sparsekd.config import RunConfig  # noqa: E402
 from sparsekd.errors import ConfigError  # noqa: E402
 
 CURRENT = "current"
+TAG = "sparsekd"
+"""What all runs of our deployments are marked with, in `prefect.yaml` too."""
 _POLL_SECONDS = 2.0
 
 
@@ -59,7 +61,7 @@ def _deployment(
         name,
         parameters=parameters,
         description=f"{described} {start}".strip(),
-        tags=["sparsekd"],
+        tags=[TAG],
         entrypoint_type=EntrypointType.MODULE_PATH,
         **({"schedule": _schedule(cron, option)} if cron else {}),
     )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 from flows import machine, params
@@ -16,6 +17,7 @@ from flows.display import make_console
 from flows.lock import current_holder
 from sparsekd.errors import ConfigError, SparseKDError
 from sparsekd.sources import cache_root
+from tasks import remote
 
 Verdict = Literal["ok", "note", "missing"]
 _LIBRARIES = ("torch", "transformers", "datasets", "lm_eval", "dvc", "prefect", "mlflow", "pydantic", "typer")
@@ -47,7 +49,7 @@ def show() -> bool:
 
 
 def checks() -> Iterator[Check]:
-    """All checks, none of which loads torch or touches the network."""
+    """All checks; none loads torch, and only the DVC remote, where there is one, is asked over the network."""
     yield from _software()
     yield from _machine()
     yield from _checkout()
@@ -119,6 +121,7 @@ def _checkout() -> Iterator[Check]:
         if (root / ".dvc").is_dir()
         else Check("dvc repository", "missing", "no .dvc directory", "`git checkout .dvc` or `dvc init`")
     )
+    yield _remote(root)
     try:
         config = params.load(root)
         changes = params.changes_from_preset(config, root)
@@ -129,6 +132,15 @@ def _checkout() -> Iterator[Check]:
     yield Check("runs", "ok", f"{holder} is running" if holder else "none is running")
     if " " in str(root):
         yield Check("path", "note", "has a space", "stages are started through a link without one")
+
+
+def _remote(root: Path) -> Check:
+    configured = remote.default_remote(root)
+    if configured is None:
+        return Check("dvc remote", "ok", "none: results stay on this machine")
+    fault = remote.check(root)
+    advice = "runs go on without it" if fault else ""
+    return Check("dvc remote", "note" if fault else "ok", f"{configured} {fault or 'answers'}".rstrip(), advice)
 
 
 def _git_version() -> str:

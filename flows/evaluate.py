@@ -10,19 +10,18 @@ from typing import Any, Literal
 
 from tasks import environment
 
-environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect import Flow, flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
+from prefect.states import Failed  # noqa: E402
 
 from flows import params  # noqa: E402
 from flows.confined import check_confined, check_source  # noqa: E402
 from flows.holding import name_run  # noqa: E402
-from flows.hooks import tell  # noqa: E402
-from flows.late import why_skipped  # noqa: E402
+from flows.hooks import begin, tell  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
 from sparsekd.errors import SparseKDError, StageError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
@@ -66,16 +65,17 @@ def evaluate(
         settings: As `stage.key=value`, over the preset.
         max_late: A scheduled run that starts so many minutes after its time is skipped.
     """
-    if reason := why_skipped(this_run.id, max_late):
-        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
+    home = environment.checkout_root()
     try:
-        return _evaluate(model, dense, preset, settings)
+        if (late := begin(home, max_late)) is not None:
+            return late
+        return _evaluate(home, model, dense, preset, settings)
     except SparseKDError as error:
         return Failed(message=str(error), data=error)
 
 
-def _evaluate(model: str, dense: str | None, preset: str, settings: list[str]) -> dict[str, Any]:
-    home, logger = environment.checkout_root(), get_run_logger()
+def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: list[str]) -> dict[str, Any]:
+    logger = get_run_logger()
     os.chdir(home)  # relative paths start here
     config = params.with_settings(params.load_preset(preset, home), settings, "the settings")
     check_confined(config)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed
 
 from flows.workspace import workspaces
@@ -16,8 +17,8 @@ from tasks.state import FOLDER, read_json, write_json
 
 
 def note_run(root: Path, flow_run_id: str | None) -> None:
-    """The flow run `flow_run_id` has the place at `root` now."""
-    write_json(_path(root), {"flow_run_id": flow_run_id})
+    """The flow run `flow_run_id`, in its present attempt, has the place at `root` now."""
+    write_json(_path(root), {"flow_run_id": flow_run_id, "attempt": this_run.run_count})
 
 
 def holding_run(root: Path) -> str | None:
@@ -47,14 +48,19 @@ def place_of(home: Path, flow_run_id: str) -> Path | None:
 
 
 def close_unfinished(root: Path, message: str) -> None:
-    """Mark the noted flow run as crashed if Prefect still takes it for running. Call it when its process is gone."""
+    """Mark the noted flow run as crashed if Prefect still takes it for running. Call it when its process is gone.
+
+    One that has been started again since, maybe on another machine, is left alone.
+    """
     noted = holding_run(root)
     if noted is None:
         return
+    attempt = read_json(_path(root)).get("attempt")
     try:
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(UUID(noted))
-            if run.state is not None and not run.state.is_final():
+            moved_on = attempt is not None and run.run_count > attempt
+            if run.state is not None and not run.state.is_final() and not run.state.is_scheduled() and not moved_on:
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     except Exception as error:  # another server or a new database: there is nothing to close
         logging.getLogger(__name__).debug("flow run %s: %s", noted, error)

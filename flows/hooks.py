@@ -1,14 +1,18 @@
-"""What Prefect calls at the end of a flow run, and the state that a run ends in."""
+"""How every flow run begins and ends: what it does first, what Prefect calls at its end, the state that it ends in."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from prefect import Flow
+from prefect import Flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.runtime import flow_run as this_run
 from prefect.states import Completed
 
+from flows.attempts import going_on
 from flows.holding import name_of, place_of
+from flows.late import why_skipped
 from flows.notify import notify
 from sparsekd.report.summary import Gate
 from tasks import environment
@@ -17,6 +21,19 @@ from tasks.groups import end_recorded_groups
 
 _GATE_STATES = {"passed": "Passed", "not passed": "Not passed", "not enough evidence": "Not enough evidence"}
 """The name of the flow run's state by what the gate said; all are of type Completed."""
+
+
+def begin(home: Path, max_late: float | None) -> State[Any] | None:
+    """Settle the process for the checkout at `home` and say which attempt this is; the state to end in if it is late.
+
+    Raises StageError when the run has crashed as often as it may.
+    """
+    environment.apply(home)
+    if reason := why_skipped(this_run.id, max_late):
+        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
+    if text := going_on(this_run.run_count or 1, home):
+        get_run_logger().warning(text)
+    return None
 
 
 def ended(outcomes: dict[str, str], found: Gate | None) -> State[Any]:

@@ -17,6 +17,7 @@ from flows.servers import AUTH_VARIABLES, free_port, served_api, start_prefect, 
 from flows.workspace import Workspace
 from sparsekd.errors import ConfigError, StageError
 from tasks import environment
+from tasks.remote import warning_of_run
 from tasks.state import read_json
 from tasks.tracking.pending import marker_path
 
@@ -44,7 +45,10 @@ def launch(
         from flows.compress import compress
 
         isolated = {} if space is None else {"isolated": True, "name": space.name}
-        outcome = outcome_of(compress(return_state=True, **isolated, **(given or {})))
+        state = compress(return_state=True, **isolated, **(given or {}))
+    if quiet and (lost := warning_of_run(place)):
+        print(f"warning: {lost}", file=sys.stderr, flush=True)
+    outcome = outcome_of(state)
     if quiet and isinstance(waiting := read_json(marker_path(root)), dict):
         print(
             f"warning: MLflow did not log the run ({waiting['reason']}). Nothing is lost: the next run logs it, or "

@@ -7,20 +7,18 @@ from typing import Any, Literal
 
 from tasks import environment
 
-environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from flows import history, params, preflight  # noqa: E402
 from flows.history import RunRecord  # noqa: E402
-from flows.hooks import end_stages, tell, tell_unless_passed  # noqa: E402
+from flows.hooks import begin, end_stages, tell, tell_unless_passed  # noqa: E402
 from flows.isolated import run_isolated  # noqa: E402
 from flows.kept import kept_config, kept_runs, kept_summary, same_values  # noqa: E402
-from flows.late import why_skipped  # noqa: E402
 from sparsekd.config import RunConfig, parse_config  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.report.changes import changes, markdown  # noqa: E402
@@ -54,12 +52,11 @@ def refresh(
         at: The commit, tag or branch to start from; by default the checkout as it stands.
         max_late: A scheduled run that starts so many minutes after its time is skipped.
     """
-    if reason := why_skipped(this_run.id, max_late):
-        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
+    home = environment.checkout_root()
     try:
-        return _refresh(
-            environment.checkout_root(), resolve_anew(environment.checkout_root(), settings, preset, at), at
-        )
+        if (late := begin(home, max_late)) is not None:
+            return late
+        return _refresh(home, resolve_anew(home, settings, preset, at), at)
     except SparseKDError as error:
         return Failed(message=str(error), data=error)
 

@@ -95,6 +95,7 @@ def _run(
 ) -> None:
     """Register the deployments and start the runs that are asked for, until a signal."""
     name_server()
+    from flows import automations
     from flows.deployments import deployments, keep_fresh
     from flows.holding import close_unfinished
     from flows.retention import keep_clean
@@ -102,6 +103,7 @@ def _run(
     from flows.workspace import left_behind
 
     made = deployments(root, cron, refresh_cron)
+    automations.ensure()
     ended = threading.Event()
     keepers = [
         threading.Thread(target=keep_fresh, args=(root, ended), daemon=True),

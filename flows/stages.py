@@ -17,6 +17,7 @@ from flows.result import result_page
 from flows.servers import served_mlflow
 from sparsekd.errors import ConfigError, StageError
 from tasks.graph import read_graph, upstream
+from tasks.remote import Remote, default_remote
 from tasks.stage import Run, stage_task
 from tasks.state import StageState, write_json
 from tasks.track import TrackResult, track
@@ -32,7 +33,9 @@ def run_stages(root: Path, home: Path) -> tuple[dict[str, str], dict[str, float]
     `home` is the checkout whose places it takes. Raises StageError naming the first stage that failed.
     """
     graph = read_graph(root)
-    run = Run(root, graph, _side_by_side(), home)
+    configured = default_remote(root)
+    remote = Remote(root, configured, get_run_logger().warning) if configured else None
+    run = Run(root, graph, _side_by_side(), home, remote)
     begun = time.monotonic()
     for name in graph:
         StageState(name, "waiting").write(root)
@@ -43,6 +46,8 @@ def run_stages(root: Path, home: Path) -> tuple[dict[str, str], dict[str, float]
             futures[name] = stage_task(spec).submit(name, run, wait_for=needed)
         for future in futures.values():
             future.wait()
+        if remote is not None:
+            remote.finish()
     except BaseException:  # Ctrl-C, SIGTERM, a cancellation: none of them may leave a stage at work
         run.stop()
         raise

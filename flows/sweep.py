@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tasks import environment
 
-environment.apply(environment.checkout_root())  # before prefect is imported: it reads its settings then
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect import Flow, flow, get_run_logger, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
@@ -24,7 +24,7 @@ from flows import grid, workspace  # noqa: E402
 from flows.compare import compare  # noqa: E402
 from flows.grid import Plan, Point  # noqa: E402
 from flows.holding import name_run  # noqa: E402
-from flows.late import why_skipped  # noqa: E402
+from flows.hooks import begin, tell  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
 from sparsekd.errors import SparseKDError, StageError  # noqa: E402
@@ -55,7 +55,8 @@ def _end_points(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 @flow(
     name="sweep",
     on_cancellation=[_end_points],
-    on_crashed=[_end_points],
+    on_crashed=[_end_points, tell],
+    on_failure=[tell],
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; _Sweep.slots limits what works
     retries=0,
     persist_result=False,
@@ -81,10 +82,11 @@ def sweep(
         at_once: Most runs at once. Stages of all runs share the places of the machine in any case.
         max_late: A scheduled run that starts so many minutes after its time is skipped.
     """
-    if reason := why_skipped(this_run.id, max_late):
-        return Completed(name="Skipped", message=f"Skipped, late: {reason}.")
+    home = environment.checkout_root()
     try:
-        return _sweep(grid.plan(environment.checkout_root(), settings, preset, at, name), at_once)
+        if (late := begin(home, max_late)) is not None:
+            return late
+        return _sweep(grid.plan(home, settings, preset, at, name), at_once)
     except SparseKDError as error:
         return Failed(message=str(error), data=error)
 

@@ -139,6 +139,20 @@ def _as_it_stands(home: Path) -> Revision:
     return Revision(commit, git(home, "stash", "create") or None)
 
 
+def _name_remotes_absolutely(config: configparser.ConfigParser, home: Path) -> None:
+    """Folders are named from the folder of the file that names them, which is another one in a workspace."""
+    committed = configparser.ConfigParser(interpolation=None, strict=False)
+    committed.read(home / ".dvc" / "config")
+    for source in (committed, config):  # DVC lets config.local win
+        for section in source.sections():
+            url = source.get(section, "url", fallback="").strip("'\"")
+            if "remote" in section and url and "://" not in url:
+                if not config.has_section(section):
+                    config.add_section(section)
+                if source is config or not config.has_option(section, "url"):
+                    config.set(section, "url", str((home / ".dvc" / url).resolve()))
+
+
 def _share_cache(space: Workspace) -> None:
     """Local DVC configuration: that of the checkout (remotes, credentials), its cache, locks of its own.
 
@@ -149,6 +163,7 @@ def _share_cache(space: Workspace) -> None:
     for section in ("core", "cache"):
         if not config.has_section(section):
             config.add_section(section)
+    _name_remotes_absolutely(config, space.home)
     config.set("core", "site_cache_dir", str(space.path / ".dvc" / "tmp" / "site"))
     config.set("cache", "dir", str(cache_directory(space.home).resolve()))
     if not config.has_option("cache", "type"):

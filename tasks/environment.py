@@ -28,10 +28,15 @@ def checkout_root() -> Path:
     return next((d for d in (here, *here.parents) if (d / "dvc.yaml").is_file()), here)
 
 
-def apply(root: Path) -> None:
-    """Set what Prefect, DVC and MLflow read from the environment of this process; what is set already stays."""
+def apply(root: Path, *, name_root: bool = True) -> None:
+    """Set what Prefect, DVC and MLflow read from the environment of this process; what is set already stays.
+
+    A module that defines a flow applies it without `name_root`: `prefect deploy` imports it, and would write this
+    machine's SPARSEKD_HOME into the deployment, in place of each worker's own (prefect.yaml).
+    """
     for name, value in settings(root).items():
-        os.environ.setdefault(name, value)
+        if name_root or name != ROOT_VARIABLE:
+            os.environ.setdefault(name, value)
 
 
 def settings(root: Path) -> dict[str, str]:
@@ -43,6 +48,7 @@ def settings(root: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # a sign of life, by which flows/automations.py knows a dead run
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",  # a run that a form asks for starts in 2 s instead of 10
         "DVC_NO_ANALYTICS": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",

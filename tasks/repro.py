@@ -17,13 +17,15 @@ from tasks.environment import python, stage_environment
 from tasks.graph import StageSpec
 from tasks.groups import start_group
 from tasks.recorded import check_recorded
+from tasks.remote import Remote
+from tasks.remote import environment as remote_environment
 from tasks.repair import wait_for_blocker
 from tasks.state import StageState, log_path, progress_path
 
 Outcome = Literal["computed", "unchanged", "restored"]
 _LAST_LINES = 12
 _UNCHANGED = re.compile(r"^Stage '.*' didn't change, skipping$")
-_RESTORED = re.compile(r"^Stage '.*' is cached - skipping run")
+_RESTORED = re.compile(r"^Stage '.*' is cached - skipping run|^Pulling data for ")
 _BLOCKED = re.compile(r"^\s+\(PID (\d+)\): (.*)$")
 _EXIT = re.compile(r"exited with (-?\d+)")
 _DVC_AFTER = re.compile(r"^(Generating|Updating) lock file|^ERROR: |^To track the changes with git")
@@ -52,7 +54,7 @@ class _Reading:
 
     def take(self, line: str) -> None:
         if self.phase == "before" and line.startswith("> "):
-            self.phase = "stage"
+            self.phase, self.outcome = "stage", "computed"
         elif self.phase == "before" and _UNCHANGED.match(line):
             self.outcome = "unchanged"
         elif self.phase == "before" and _RESTORED.match(line):
@@ -65,19 +67,24 @@ class _Reading:
             self.phase = "after" if self.phase == "stage" else self.phase
             self.errors += [line] if line.startswith("ERROR: ") or self.errors else []
 
+    def complaint(self) -> str:
+        """What DVC itself complained of, in one line."""
+        return " ".join(line.removeprefix("ERROR: ").strip() for line in self.errors if line.strip())
+
 
 def reproduce(
     root: Path,
     spec: StageSpec,
     on_line: Callable[[str], None] = lambda line: None,
     stopping: threading.Event | None = None,
+    remote: Remote | None = None,
 ) -> StageResult:
     """Bring stage `spec` of the checkout at `root` up to date; the stages it reads must be so already.
 
     The stage's lines go to `on_line` and, with DVC's, to `.sparsekd/logs/<stage>.log`; its state to
     `.sparsekd/state/<stage>.json`. Raises StageError with the stage's own reason (its `error:` line, or its last
     lines) when it fails, is killed, or was given other parameters than DVC recorded. `stopping` is set by whoever
-    ends the groups of a run on purpose.
+    ends the groups of a run on purpose. What `remote` has is pulled instead of computed.
     """
     log = log_path(root, spec.name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +94,7 @@ def reproduce(
     begun = time.time()
     StageState(spec.name, "running", started=begun, log=shown).write(root)
     try:
-        reading, code = _run_until_not_busy(root, spec, log, on_line)
+        reading, code = _run_with(remote, root, spec, log, on_line, stopping)
         if code != 0:
             stopped = stopping is not None and stopping.is_set()
             raise StageError("The run was stopped." if stopped else _explain(spec.name, reading, code, shown))
@@ -102,10 +109,29 @@ def reproduce(
     return StageResult(spec.name, reading.outcome, ended - begun, log)
 
 
-def _run_until_not_busy(root: Path, spec: StageSpec, log: Path, on_line: Callable[[str], None]) -> tuple[_Reading, int]:
+def _run_with(
+    remote: Remote | None,
+    root: Path,
+    spec: StageSpec,
+    log: Path,
+    on_line: Callable[[str], None],
+    stopping: threading.Event | None,
+) -> tuple[_Reading, int]:
+    """Run the stage with what `remote` has; without it as soon as it cannot be used: then `--pull` fails hard."""
+    if remote is not None and remote.usable:
+        reading, code = _run_until_not_busy(root, spec, log, on_line, pull=True)
+        if code == 0 or reading.phase != "before" or (stopping is not None and stopping.is_set()):
+            return reading, code
+        remote.lose(reading.complaint() or f"dvc ended with code {code}")
+    return _run_until_not_busy(root, spec, log, on_line)
+
+
+def _run_until_not_busy(
+    root: Path, spec: StageSpec, log: Path, on_line: Callable[[str], None], pull: bool = False
+) -> tuple[_Reading, int]:
     """Run `dvc repro` again as long as another DVC process holds one of the stage's files."""
     while True:
-        reading, code = _run_once(root, spec, log, on_line)
+        reading, code = _run_once(root, spec, log, on_line, pull)
         blockers = [(int(m[1]), m[2]) for line in reading.errors if (m := _BLOCKED.match(line))]
         if code == 0 or not blockers or not any("is busy" in line for line in reading.errors):
             return reading, code
@@ -114,11 +140,14 @@ def _run_until_not_busy(root: Path, spec: StageSpec, log: Path, on_line: Callabl
             wait_for_blocker(root, pid)
 
 
-def _run_once(root: Path, spec: StageSpec, log: Path, on_line: Callable[[str], None]) -> tuple[_Reading, int]:
-    command = [python(), "-m", "dvc", "--wait-for-lock", "repro", "--single-item", spec.name]
+def _run_once(
+    root: Path, spec: StageSpec, log: Path, on_line: Callable[[str], None], pull: bool
+) -> tuple[_Reading, int]:
+    command = [python(), "-m", "dvc", "--wait-for-lock", "repro", *["--pull"] * pull, "--single-item", spec.name]
+    env = remote_environment(root, spec.name) if pull else stage_environment(root, spec.name)
     reading = _Reading(on_line)
     with _Log(log) as stream:
-        group = start_group(command, root=root, name=spec.name, env=stage_environment(root, spec.name))
+        group = start_group(command, root=root, name=spec.name, env=env)
         try:
             for line in _lines(group.output):
                 reading.take(line)
@@ -168,11 +197,10 @@ def _explain(stage: str, reading: _Reading, code: int, log: str) -> str:
     if mark is not None:
         reason = " ".join(lines[mark:][:5]).removeprefix("error: ")
         return f"Stage {stage} failed: {reason} Its log is {log}."
-    dvc = " ".join(line.removeprefix("ERROR: ").strip() for line in reading.errors if line.strip())
     with contextlib.suppress(StopIteration):
         code = next(int(m[1]) for line in reading.errors if (m := _EXIT.search(line)))
     if reading.phase == "before":
-        return f"Stage {stage} did not start: {dvc or f'dvc ended with code {code}'}. Its log is {log}."
+        return f"Stage {stage} did not start: {reading.complaint() or f'dvc ended with code {code}'}. Its log is {log}."
     if code in _KILLED:
         how = "was killed, most likely because the memory ran out (lower its batch_size or calibrate.sequence_length)"
     else:

@@ -22,6 +22,7 @@ from tasks.content import content_lock
 from tasks.graph import StageSpec, stages_behind, upstream
 from tasks.groups import end_recorded_groups
 from tasks.places import place
+from tasks.remote import Remote
 from tasks.repro import StageResult, reproduce
 from tasks.state import progress_path, read_json
 
@@ -36,11 +37,19 @@ _CACHED = {"unchanged": "nothing it depends on has changed", "restored": "restor
 class Run:
     """What the stages of one run share. Not a dataclass: Prefect copies those when they are a task's parameter."""
 
-    def __init__(self, root: Path, graph: dict[str, StageSpec], side_by_side: int, home: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        graph: dict[str, StageSpec],
+        side_by_side: int,
+        home: Path | None = None,
+        remote: Remote | None = None,
+    ) -> None:
         self.root = root
         self.home = home or root
         """The checkout whose places it takes; `root` itself, or the one that `root` is a workspace of."""
         self.graph = graph
+        self.remote = remote
         self.stopping = threading.Event()
         self.failures: dict[str, SparseKDError] = {}
         self._free = threading.Condition()
@@ -86,6 +95,8 @@ class Run:
     def stop(self) -> None:
         """End every running stage now; none starts any more."""
         self.stopping.set()
+        if self.remote is not None:
+            self.remote.stop()
         with self._free:
             self._free.notify_all()
         end_recorded_groups(self.root, self.graph)
@@ -147,7 +158,7 @@ def _run_stage(name: str, run: Run) -> State[StageResult] | State[Any]:
             if reason := run.why_not():
                 return Cancelled(name="NotRun", message=f"Not started: {reason}.")
             with _progress_in_log(run.root, name, logger):
-                result = reproduce(run.root, spec, lambda line: _log(logger, line), run.stopping)
+                result = reproduce(run.root, spec, lambda line: _log(logger, line), run.stopping, run.remote)
     except SparseKDError as error:
         if _worth_retrying(error) and not run.stopping.is_set():
             raise
@@ -156,6 +167,8 @@ def _run_stage(name: str, run: Run) -> State[StageResult] | State[Any]:
     except Exception as error:
         run.fail(name, StageError(f"Stage {name} failed: {type(error).__name__}: {error}"))
         raise
+    if run.remote is not None:
+        run.remote.offer(spec)
     if result.outcome == "computed":
         return Completed(message=f"Computed in {result.seconds:.0f} s.", data=result)
     return Completed(name="Cached", message=f"Not computed: {_CACHED[result.outcome]}.", data=result)
