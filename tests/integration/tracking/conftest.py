@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tasks.tracking.store import connect, create_database
+from tests.traced_project import Traced, make_traced
 from tests.tracked_project import REPOSITORY, Project, Server, closed_port
 
 _VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME")
@@ -47,6 +48,22 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     connect(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Traced:
+    """A checkout with two finished runs: making it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        _own_store(patch)
+        return make_traced(tmp_path_factory.mktemp("traced") / "a checkout", empty_database)
+
+
+@pytest.fixture
+def traced(made: Traced, monkeypatch: pytest.MonkeyPatch) -> Traced:
+    """The checkout that commands of this process work in. No test leaves it changed."""
+    _own_store(monkeypatch)
+    monkeypatch.setenv("SPARSEKD_HOME", str(made.root))
+    return made
 
 
 @pytest.fixture
