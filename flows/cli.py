@@ -325,6 +325,33 @@ def restore(
     restoring.restore(name, out)
 
 
+@app.command(
+    epilog="Examples: sparsekd lineage models:/NAME/1  |  sparsekd lineage RUN --verify  |  sparsekd lineage RUN --json"
+)
+def lineage(
+    model_or_run: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RUN",
+            help="models:/NAME/VERSION, models:/NAME@ALIAS, NAME (its newest version), a run's name, or its id or the "
+            "first 6 digits of that.",
+        ),
+    ],
+    check: Annotated[
+        bool, typer.Option("--verify", help="Recompute every hash down the chain and say the first that differs.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The whole chain, and what --verify found, as JSON.")] = False,
+) -> None:
+    """Say where a model comes from, link by link: registry, MLflow run, experiment, commit, dvc.lock, and its hashes.
+
+    Exit code 1 when --verify finds a link that does not hold or whose bytes are missing.
+    """
+    from flows import lineage as chain
+
+    if not chain.show(model_or_run, check, as_json=json):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Examples: sparsekd gc  |  sparsekd gc --drop NAME --yes")
 def gc(
     drop: Annotated[

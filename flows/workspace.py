@@ -18,12 +18,12 @@ from flows.commands import dvc, git, try_git
 from flows.lock import current_holder
 from sparsekd.errors import ConfigError
 from tasks.cache import cache_directory
+from tasks.lineage import repository
 from tasks.state import FOLDER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FOLDER = "workspaces"
 _MEASURED = ("timings.json", "machine.json")  # what the estimates of a run start from
-_NO_EXPERIMENTS = {"exec", "apply", "running", "celery"}  # DVC's own refs beside those of experiments
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,8 @@ def find_revision(home: Path, name: str) -> Revision:
 
 
 def experiments(home: Path) -> dict[str, Revision]:
-    """Every DVC experiment by name: the commit that it started from, and its own."""
-    listing = git(home, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps")
-    found = {}
-    for line in listing.splitlines():
-        ref, _, commit = line.rpartition(" ")
-        parts = ref.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
-        if len(parts) == 5 and parts[2] not in _NO_EXPERIMENTS:
-            found[parts[4]] = Revision(parts[2] + parts[3], commit)
-    return found
+    """Every DVC experiment by name: the commit that it started from, and its own. StageError where git cannot tell."""
+    return {found.name: Revision(found.base, found.commit) for found in repository.experiments(home)}
 
 
 def save(space: Workspace) -> None:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ CURVE = """step,tokens,loss,kl,ce,gradient_norm,learning_rate,validation_kl,vali
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout whose stages have all run: the real dvc.yaml, made-up outputs."""
+    """A checkout whose stages have all run: the real dvc.yaml, made-up outputs. `settings` lie below those of a run."""
 
     root: Path
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def run(
         self,
@@ -43,7 +44,9 @@ class Project:
         gate: str = "no limits",
     ) -> None:
         """What `dvc repro` leaves: every stage's output with its manifest, and dvc.lock."""
-        values = {"preset": "smoke", "prune": {"width": width}, "report": {"name": "tiny"}}
+        values = {**self.settings, "preset": "smoke"}
+        for section, value in {"prune": {"width": width}, "report": {"name": "tiny"}}.items():
+            values[section] = {**values.get(section, {}), **value}
         (self.root / "params.yaml").write_text(yaml.safe_dump(values))
         lock: dict[str, Any] = {"schema": "2.0", "stages": {}}
         for stage in read_graph(self.root).values():
@@ -61,9 +64,16 @@ class Project:
     def _fill(
         self, stage: str, out: Path, facts: dict[str, Any], weights: bytes, checkpoint: Path | None, kl: float
     ) -> None:
-        if stage == "fetch-texts":
+        if stage == "fetch-model":
+            (out / "model.safetensors").write_bytes(b"dense weights")
+            facts["source"] = {"name": "smol", "kind": "catalogue", "revision": "abc", "sha256": "def"}
+        elif stage == "fetch-benchmarks":
+            (out / "arc_easy.arrow").write_bytes(b"rows")
+            facts["benchmarks"] = {"arc_easy": {"file": "arc_easy.arrow", "rows": 570, "licence": "cc-by-sa-4.0"}}
+        elif stage == "fetch-texts":
             (out / "wiki.jsonl").write_text('{"text": "a"}\n')
             facts["corpora"] = {"wiki": {"role": "calibration", "documents": 1, "characters": 1, "source": "here"}}
+            facts["corpora"]["wiki"]["revision"] = "123"
         elif stage == "calibrate":
             facts["tokens"] = {"calibration": 1536}
         elif stage == "distill":
@@ -95,6 +105,14 @@ class Project:
     @property
     def marker(self) -> Path:
         return pending.marker_path(self.root)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A tracking server started as mlflow/README.md says."""
+
+    uri: str
+    project: Project
 
 
 def summary(kl: float) -> dict[str, Any]:

@@ -33,7 +33,8 @@ HEADLINE = "compression"
 """The group of metrics.json: distilled against dense. It sorts before dense, distilled, pruned and all others."""
 EXPERIMENT_TAG = "dvc.experiment"
 GATE_TAG = "sparsekd.gate"
-_CARDS_AND_CURVES = {"README.md", "curve.csv"}
+CARDS_AND_CURVES = {"README.md", "curve.csv"}
+"""Files beside the checkpoint that are no part of the model."""
 
 
 @dataclass(frozen=True)
@@ -235,17 +236,22 @@ def _datasets(outputs: dict[str, Artifact]) -> list[DatasetRecord]:
 
 
 def _model(root: Path, artifact: Artifact, summary: dict[str, Any]) -> ModelRecord:
-    files = {name: entry.sha256 for name, entry in artifact.manifest.files.items() if name not in _CARDS_AND_CURVES}
-    lines = [f"{name} {digest}" for name, digest in sorted(files.items())]
+    files = {name: entry.sha256 for name, entry in artifact.manifest.files.items() if name not in CARDS_AND_CURVES}
     card = root / "data/report/README.md"
     description = re.sub(r"\A---\n.*?\n---\n", "", card.read_text(), flags=re.DOTALL) if card.is_file() else ""
     return ModelRecord(
         # MLflow takes neither / nor : in a registered model's name, and quotes would end its search strings.
         name=re.sub(r"[^\w .+-]+", "-", str(summary["model"]["name"])),
-        sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        sha256=model_sha256(files),
         description=description.strip()[:4900],  # the registry's column holds 5000
         files=files,
     )
+
+
+def model_sha256(files: dict[str, str]) -> str:
+    """The hash that stands for a checkpoint: of the names and sha256 of its files."""
+    lines = [f"{name} {digest}" for name, digest in sorted(files.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _artifacts(root: Path, outputs: dict[str, Artifact]) -> dict[str, str]:

@@ -28,7 +28,7 @@ FOLDER = "model"
 SHA256_TAG = "sparsekd.model_sha256"
 CHAMPION = "champion"
 """The alias of the version that passed its gate last: `models:/NAME@champion`."""
-_LINEAGE = (
+LINEAGE = (
     "git.commit",
     "git.dirty",
     "dvc.lock.sha256",
@@ -73,7 +73,7 @@ def register(client: MlflowClient, run: Run, record: Record, folder: Path) -> Mo
             "Check out its commit, `dvc checkout`, and run `python -m tasks.track`."
         )
     _ensure_model(client, record.model.name)
-    tags = {key: record.tags[key] for key in _LINEAGE if key in record.tags}
+    tags = {key: record.tags[key] for key in LINEAGE if key in record.tags}
     tags |= {SHA256_TAG: record.model.sha256} | {f"{name}.sha256": h for name, h in _weights(record)}
     return client.create_model_version(
         record.model.name, source, run_id=run.info.run_id, tags=tags, description=record.model.description or None

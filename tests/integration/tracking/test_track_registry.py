@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +15,7 @@ from sparsekd.artifacts import Artifact, hash_file
 from tasks.cache import dvc_objects
 from tasks.track import TrackResult, track
 from tasks.tracking.links import place
-from tasks.tracking.store import create_database
-from tests.tracked_project import REPOSITORY, Project, client, closed_port, runs, stored, versions
+from tests.tracked_project import Project, Server, client, runs, stored, versions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's, at its import
 
@@ -112,44 +106,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         tokenizer.save_pretrained(folder)
         folders.append(folder)
     return folders[0], folders[1]
-
-
-@dataclass(frozen=True)
-class Server:
-    """A tracking server started as mlflow/README.md says."""
-
-    uri: str
-    project: Project
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("served") / "a checkout"
-    (root / "mlflow").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "dvc.yaml", root)
-    shutil.copy(REPOSITORY / "mlflow/server.env", root / "mlflow")
-    create_database(root)
-    port = closed_port()
-    line = [str(Path(sys.executable).with_name("mlflow")), "--env-file", "mlflow/server.env", "server"]
-    environment = {**os.environ, "MLFLOW_PORT": str(port)}
-    with (root / "server.log").open("w") as log:
-        process = subprocess.Popen(line, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            _wait_for(port, process, root / "server.log")
-            yield Server(f"http://127.0.0.1:{port}", Project(root))
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(20)
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
 
 
 def load(uri: str, version: str, folder: Path) -> tuple[str, Any]:

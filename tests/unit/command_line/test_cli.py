@@ -23,7 +23,7 @@ from sparsekd.config import RunConfig, all_keys
 from sparsekd.errors import ModelError
 
 CHECKOUT = Path(__file__).parents[3]
-COMMANDS = ("compress", "prune", "distill", "evaluate", "generate", "config", "doctor", "serve")
+COMMANDS = ("compress", "prune", "distill", "evaluate", "generate", "config", "lineage", "doctor", "serve")
 runner = CliRunner()
 
 
