@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import history, params, preflight, workspace
+from flows import history, params, preflight, versions, workspace
 from flows.display import Display, duration, make_console, roughly
 from flows.estimate import Estimate, compressed, estimate, remember_timings
 from flows.lock import run_lock
@@ -85,7 +85,12 @@ def _compress(place: Place, request: Request, asked_in: Path, console: Console) 
         for line in repair(root):
             console.print(line, markup=False)
         asked = settle(root, params.load(root), request, asked_in)
-        wanted, source = preflight.resolve_sources(params.seen_from(root, asked, place.home) if place.space else asked)
+        if place.space:
+            versions.bring(root, place.home, asked)
+            asked = params.seen_from(root, asked, place.home)
+        wanted, source = preflight.resolve_sources(asked, root)
+        for line in versions.newer(root, wanted):
+            console.print(line, markup=False, soft_wrap=True)
         changes = params.changes_of_file(root, wanted)
         describe_preset(root, wanted, console)
         model = preflight.dense_config(root, wanted)
@@ -121,7 +126,8 @@ def settle(root: Path, current: RunConfig, request: Request, asked_in: Path) -> 
         options.append(f"runtime.device={request.device}")
     wanted = params.with_settings(wanted, options, "your command line")
     if request.texts:
-        wanted = params.with_texts(wanted, [_from_root(text, asked_in, root) for text in request.texts])
+        sources = [_from_root(text, asked_in, root) for text in request.texts]
+        wanted = params.with_texts(wanted, sources, versions.newest(root))
     wanted = params.with_settings(wanted, list(request.settings), "your -S options")
     if request.preset and not request.yes:
         named = {setting.partition("=")[0].strip() for setting in request.settings}
@@ -230,8 +236,10 @@ def _from_root(source: str, asked_in: Path, root: Path) -> str:
     """A relative path as it must be written to be right from the project's root; anything else as it is."""
     explicit = "file:" if source.startswith("file:") else ""
     path = Path(source.removeprefix("file:"))
-    packaged = source in catalogue().models or source in catalogue().texts
-    if asked_in == root or packaged or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
+    checkout = next((folder for folder in (asked_in, *asked_in.parents) if (folder / "dvc.yaml").is_file()), root)
+    named = {*catalogue().models, *catalogue().texts, *versions.newest(root), *versions.newest(checkout)}
+    known = source.partition("@")[0] in named
+    if asked_in == root or known or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
         return source
     full = (asked_in / path).resolve()
     return explicit + str(full.relative_to(root) if full.is_relative_to(root) else full)
