@@ -142,7 +142,7 @@ def _facts(version: Recorded) -> list[tuple[str, str]]:
         ("overlap", _overlap(facts["overlap"])),
     ]
     if facts["characters"] > MOST_CHARACTERS:
-        rows.append(("in a run", f"only the first {MOST_CHARACTERS:,} characters are used"))
+        rows.append(("limit", f"a run uses the first {MOST_CHARACTERS:,} characters alone"))
     return rows
 
 
@@ -164,6 +164,7 @@ def _overlap(overlap: Mapping[str, Any] | None) -> str:
             "evaluation looks again"
         )
     shared = [f"{rows:,} of {overlap['rows'][task]:,} rows of {task}" for task, rows in overlap["shared"].items()]
-    which = ", ".join(shared) or f"no rows of {', '.join(overlap['rows'])}"
+    clean = ", ".join(task for task in overlap["rows"] if task not in overlap["shared"])
+    which = ", ".join([*shared, *([f"no rows of {clean}"] if clean else [])])
     unseen = ", ".join(sorted(set(catalogue().benchmarks) - set(overlap["rows"])))
     return f"{which} share {overlap['words']} words in a row with it" + (unseen and f"; not looked at: {unseen}")
