@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from flows import cli_texts
 from sparsekd.errors import SparseKDError
 
 
@@ -81,7 +82,15 @@ def compress(
         typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
     ] = None,
     revision: Revision = None,
-    texts: Texts = None,
+    texts: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--texts",
+            metavar="SRC",
+            help="A catalogue name, a corpus of yours (see `texts`), a hub dataset, .jsonl, .parquet or .txt; repeat "
+            "for more.",
+        ),
+    ] = None,
     settings: Settings = None,
     device: Device = None,
     dry_run: Annotated[
@@ -364,6 +373,9 @@ def gc(
     from flows import freeing
 
     freeing.gc(tuple(drop or ()), yes)
+
+
+app.add_typer(cli_texts.app, name="texts")
 
 
 @app.command(epilog="Example: sparsekd doctor")

@@ -7,32 +7,32 @@ see that user's files; confined, it is not.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
-from sparsekd.sources import catalogue
+from sparsekd.sources import catalogue, readers
 from sparsekd.sources.reference import parse_source
 
 VARIABLE = "SPARSEKD_SOURCES"
 """The directory that local sources must lie in; set by `serve --sources` for the runs that it starts."""
 
 
-def check_confined(config: RunConfig) -> None:
-    """Raise ConfigError for a local source outside the directory, links followed."""
-    named = {"model.source": config.model.source, **{f"texts.sources {s}": s for s in config.texts.sources}}
-    for setting, source in named.items():
-        check_source(setting.partition(" ")[0], source)
+def check_confined(config: RunConfig, own: Collection[str] = ()) -> None:
+    """Raise ConfigError for a local source outside the directory, links followed. `own` names the user's corpora."""
+    check_source("model.source", config.model.source)
+    for source in config.texts.sources:
+        check_source("texts.sources", source, own)
     if config.evaluate.include_path is not None:
         _check_path("evaluate.include_path", Path(config.evaluate.include_path))
 
 
-def check_source(setting: str, source: str) -> None:
+def check_source(setting: str, source: str, own: Collection[str] = ()) -> None:
     """The same for one source, which `setting` names."""
     if os.environ.get(VARIABLE):
-        reference = parse_source(
-            source, setting, [*catalogue().models, *catalogue().texts], (".jsonl", ".parquet", ".txt")
-        )
+        known = [*catalogue().models, *catalogue().texts]
+        reference = parse_source(source, setting, known, readers.SUFFIXES, own)
         if reference.kind == "local":
             _check_path(setting, reference.path)
 

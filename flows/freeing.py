@@ -92,26 +92,37 @@ def _refuse_while_running(home: Path) -> None:
 
 
 def _needed(home: Path, drop: set[str]) -> set[str]:
-    """Hashes of every object that some dvc.lock names: of the checkout, branches, tags and experiments."""
+    """Hashes of every object that DVC's files name, dvc.lock and `*.dvc`, of checkout, branches, tags, experiments."""
     heads = git(home, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags", "refs/remotes").split()
     kept = [revision.overlay for name, revision in experiments(home).items() if name not in drop]
-    locks = [text for commit in {*heads, *kept} if commit and (text := _lock_at(home, commit))]
-    with contextlib.suppress(OSError):
-        locks.append((home / "dvc.lock").read_text())
+    blobs = {blob for commit in {*heads, *kept} if commit for blob in _dvc_files(home, commit)}
+    texts = [git(home, "cat-file", "blob", blob) for blob in sorted(blobs)]
+    for path in git(home, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+        if _names_objects(path):
+            with contextlib.suppress(OSError):
+                texts.append((home / path).read_text())
     needed: set[str] = set()
-    for text in locks:
-        for stage in ((yaml.safe_load(text) or {}).get("stages") or {}).values():
-            needed |= {out["md5"] for out in stage.get("outs", []) if "md5" in out}
+    for text in texts:
+        values = yaml.safe_load(text) or {}
+        for entry in (values, *(values.get("stages") or {}).values()):
+            needed |= {out["md5"] for out in entry.get("outs") or [] if "md5" in out}
     for digest in [digest for digest in needed if digest.endswith(".dir")]:
         with contextlib.suppress(OSError, ValueError):
             needed |= set(listed(home, digest).values())
     return needed
 
 
-def _lock_at(home: Path, commit: str) -> str | None:
-    with contextlib.suppress(StageError):
-        return git(home, "show", f"{commit}:dvc.lock")
-    return None
+def _dvc_files(home: Path, commit: str) -> list[str]:
+    """Git's hashes of the files in `commit` that name objects; most commits share most of them."""
+    with contextlib.suppress(StageError):  # a tag of something that is no commit
+        entries = [entry.partition("\t") for entry in git(home, "ls-tree", "-r", "-z", commit).split("\0")]
+        return [about.split()[2] for about, _, path in entries if _names_objects(path)]
+    return []
+
+
+def _names_objects(path: str) -> bool:
+    """Whether a file of the repository is one of those in which DVC writes hashes of objects."""
+    return path == "dvc.lock" or path.endswith("/dvc.lock") or path.endswith(".dvc")
 
 
 def _deleted_runs(home: Path) -> list[Path]:

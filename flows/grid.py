@@ -88,13 +88,13 @@ def plan(
     if preset is not None:
         base = params.with_preset(base, preset, home)
     fixed, varied = _read(settings)
-    base, _ = preflight.resolve_sources(params.with_settings(base, fixed, "your -S options"))
+    base, _ = preflight.resolve_sources(params.with_settings(base, fixed, "your -S options"), home)
     found = []
     for values in itertools.product(*varied.values()):
         chosen = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
         config = params.with_settings(base, chosen, "your -S options")
         if config.model != base.model or config.texts != base.texts:
-            config, _ = preflight.resolve_sources(config)
+            config, _ = preflight.resolve_sources(config, home)
         preflight.check_settings(home, config, preflight.dense_config(home, config))
         found.append((_label(dict(zip(varied, values, strict=True))), config))
     name = name or f"sweep-{_digest([config for _, config in found])}"

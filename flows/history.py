@@ -42,6 +42,8 @@ class RunRecord:
     result: dict[str, Any] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)
     """How each stage went: computed, unchanged or restored."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Its text sources with the revision of each."""
 
     def write(self, home: Path) -> None:
         """Replace the record of this run."""
@@ -84,13 +86,30 @@ def runs(home: Path) -> list[RunRecord]:
     return sorted(found.values(), key=lambda record: record.started, reverse=True)
 
 
+def texts_of(config: RunConfig) -> dict[str, str]:
+    """The text sources of a settled configuration with their revisions."""
+    return dict(zip(config.texts.sources, config.texts.revisions or (), strict=False))
+
+
+def used_texts(home: Path) -> dict[str, dict[str, str]]:
+    """Text sources and revisions of every run, newest run first; of one noted before they were, from its experiment."""
+    kept = experiments(home)
+    found = {}
+    for record in runs(home):
+        told = record
+        if not record.texts and record.name in kept:
+            told = _from_experiment(home, record.name, kept[record.name].tree) or record
+        found[record.name] = told.texts
+    return found
+
+
 def _from_experiment(home: Path, name: str, commit: str) -> RunRecord | None:
     try:
         config = load_tree(home, commit, name)
         when = float(git(home, "show", "--no-patch", "--format=%ct", commit))
     except SparseKDError:  # an experiment of something else, or of an older format
         return None
-    return RunRecord(name, config.model.source, config.prune.width, when, "done", when)
+    return RunRecord(name, config.model.source, config.prune.width, when, "done", when, texts=texts_of(config))
 
 
 def _read(path: Path) -> RunRecord | None:

@@ -54,7 +54,13 @@ def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> State[A
     config = params.load(space.path)
     commit = git(space.path, "rev-parse", "HEAD")
     record = RunRecord(
-        space.name, config.model.source, config.prune.width, time.time(), commit=commit, flow_run_id=str(this_run.id)
+        space.name,
+        config.model.source,
+        config.prune.width,
+        time.time(),
+        commit=commit,
+        flow_run_id=str(this_run.id),
+        texts=history.texts_of(config),
     )
     record.write(space.home)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import history, params, preflight, workspace
+from flows import history, params, preflight, versions, workspace
 from flows.display import Display, duration, make_console, roughly
 from flows.estimate import Estimate, compressed, estimate, remember_timings
 from flows.lock import run_lock
@@ -84,7 +84,12 @@ def _compress(place: Place, request: Request, asked_in: Path, console: Console) 
         for line in repair(root):
             console.print(line, markup=False)
         asked = settle(root, params.load(root), request, asked_in)
-        wanted, source = preflight.resolve_sources(params.seen_from(root, asked, place.home) if place.space else asked)
+        if place.space:
+            versions.bring(root, place.home, asked)
+            asked = params.seen_from(root, asked, place.home)
+        wanted, source = preflight.resolve_sources(asked, root)
+        for line in versions.newer(root, wanted):
+            console.print(line, markup=False, soft_wrap=True)
         changes = params.changes_of_file(root, wanted)
         describe_preset(root, wanted, console)
         model = preflight.dense_config(root, wanted)
@@ -120,7 +125,8 @@ def settle(root: Path, current: RunConfig, request: Request, asked_in: Path) -> 
         options.append(f"runtime.device={request.device}")
     wanted = params.with_settings(wanted, options, "your command line")
     if request.texts:
-        wanted = params.with_texts(wanted, [params.from_root(text, asked_in, root) for text in request.texts])
+        sources = [params.from_root(text, asked_in, root) for text in request.texts]
+        wanted = params.with_texts(wanted, sources, versions.newest(root))
     wanted = params.with_settings(wanted, list(request.settings), "your -S options")
     if request.preset and not request.yes:
         named = {setting.partition("=")[0].strip() for setting in request.settings}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -27,6 +28,7 @@ from flows.workspace import find_revision
 from sparsekd.config import RunConfig, field_annotation, parse_config, valid_keys
 from sparsekd.errors import ConfigError
 from sparsekd.sources import catalogue
+from tasks.corpora import recorded
 from tasks.environment import checkout_root
 from tasks.process import read_params
 
@@ -36,6 +38,7 @@ KEPT_SECTIONS = ("runtime", "model", "texts")
 RESOLVED = {"model.revision", "texts.revisions", "evaluate.include_revision"}
 """Settings that a run writes itself: hashes and commits of the sources."""
 _ABSENT: Any = object()
+_NONE: Mapping[str, str] = {}
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 _SWITCHES = {"on", "off", "yes", "no", "y", "n"}
 
@@ -104,8 +107,11 @@ def load_tree(home: Path, tree: str, name: str) -> RunConfig:
 
 def seen_from(root: Path, config: RunConfig, home: Path) -> RunConfig:
     """`config` with paths relative to `home` made absolute where the workspace at `root` does not have them."""
+    named = {*catalogue().models, *catalogue().texts, *recorded(root)}
 
     def seen(source: str) -> str:
+        if source.partition("@")[0] in named:
+            return source
         path = Path(source.removeprefix("file:"))
         elsewhere = not path.is_absolute() and not (root / path).exists() and (home / path).exists()
         return f"{'file:' if source.startswith('file:') else ''}{home / path}" if elsewhere else source
@@ -122,8 +128,10 @@ def from_root(source: str, asked_in: Path, root: Path) -> str:
     """A relative path as it must be written to be right from the project's root; anything else as it is."""
     explicit = "file:" if source.startswith("file:") else ""
     path = Path(source.removeprefix("file:"))
-    packaged = source in catalogue().models or source in catalogue().texts
-    if asked_in == root or packaged or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
+    checkout = next((folder for folder in (asked_in, *asked_in.parents) if (folder / "dvc.yaml").is_file()), root)
+    named = {*catalogue().models, *catalogue().texts, *recorded(root), *recorded(checkout)}
+    known = source.partition("@")[0] in named
+    if asked_in == root or known or path.is_absolute() or source.startswith("~") or not (asked_in / path).exists():
         return source
     full = (asked_in / path).resolve()
     return explicit + str(full.relative_to(root) if full.is_relative_to(root) else full)
@@ -209,12 +217,17 @@ def with_settings(config: RunConfig, settings: list[str], source: str = "params.
     return parse_config(values, source)
 
 
-def with_texts(config: RunConfig, sources: list[str]) -> RunConfig:
-    """`config` with other text sources, not resolved yet; the same ones stay resolved."""
-    if tuple(sources) == config.texts.sources:
-        return config
-    values = config.model_dump()
-    values["texts"] |= {"sources": sources, "revisions": None}
+def with_texts(config: RunConfig, sources: list[str], newest: Mapping[str, str] = _NONE) -> RunConfig:
+    """`config` with other text sources, not resolved yet; the same ones stay resolved, but for corpora in `newest`.
+
+    `newest` gives the newest revision of each of the user's corpora: whoever names one asks for that.
+    """
+    values, revisions = config.model_dump(), config.texts.revisions
+    if tuple(sources) == config.texts.sources and revisions is not None:
+        kept = [newest.get(source, revision) for source, revision in zip(sources, revisions, strict=True)]
+        values["texts"] |= {"revisions": kept}
+    else:
+        values["texts"] |= {"sources": sources, "revisions": None}
     return parse_config(values, "your --texts options")
 
 

@@ -15,6 +15,7 @@ from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
 from sparsekd.evaluation.packaged_tasks import check_tasks
 from sparsekd.families import find_family
 from sparsekd.sources import ResolvedModel, model_config, packaged_tasks, resolve_model, resolve_text
+from tasks.corpora import own_corpora
 from tasks.state import read_json
 
 _PLAIN_TEXT = (".txt", ".jsonl")  # files whose size bounds their tokens from above
@@ -33,17 +34,19 @@ def check_repository(root: Path) -> None:
         raise ConfigError(f"{root} has no .dvc directory; get it back with `git checkout .dvc`, or run `dvc init`.")
 
 
-def resolve_sources(config: RunConfig) -> tuple[RunConfig, ResolvedModel]:
+def resolve_sources(config: RunConfig, root: Path = Path()) -> tuple[RunConfig, ResolvedModel]:
     """`config` with model and texts pinned to a commit or content hash, so that DVC sees when they change.
 
-    Hub sources that are pinned already need no network. Raises SourceError or ConfigError for what cannot be read.
+    Hub sources that are pinned already need no network, and corpora that `root` records stay at the version they are
+    pinned to. Raises SourceError or ConfigError for what cannot be read.
     """
-    check_confined(config)
+    column, own = config.texts.column, own_corpora(root)
+    check_confined(config, own)
     model = resolve_model(config.model.source, config.model.revision)
     revisions = config.texts.revisions or (None,) * len(config.texts.sources)
-    column = config.texts.column
     texts = [
-        resolve_text(source, revision, column) for source, revision in zip(config.texts.sources, revisions, strict=True)
+        resolve_text(source, revision, column, own)
+        for source, revision in zip(config.texts.sources, revisions, strict=True)
     ]
     values = config.model_dump()
     values["model"] |= {"source": model.source, "revision": model.revision}
@@ -70,7 +73,7 @@ def check_settings(root: Path, config: RunConfig, model: dict[str, Any]) -> None
     check_model(config, model)
     include = config.evaluate.include_path
     check_tasks(config.evaluate.tasks, None if include is None else str(root / include), packaged_tasks())
-    check_texts(config)
+    check_texts(config, root)
     check_device(config)
 
 
@@ -109,14 +112,19 @@ def check_lengths(source: str, model: dict[str, Any], lengths: dict[str, int]) -
             raise ConfigError(f"{place} is {tokens}; {source} takes at most {most} tokens. Lower it.")
 
 
-def check_texts(config: RunConfig) -> None:
-    """Raise SourceError for a text file too small for its share of the calibration tokens, whatever the tokenizer."""
+def check_texts(config: RunConfig, root: Path = Path()) -> None:
+    """Raise SourceError for a text too small for its share of the calibration tokens, whatever the tokenizer."""
     share = config.calibrate.tokens // len(config.texts.sources)
-    for source in config.texts.sources:
+    sizes = {version.revision: version.bytes for versions in own_corpora(root).values() for version in versions}
+    revisions = config.texts.revisions or ("",) * len(config.texts.sources)
+    for source, revision in zip(config.texts.sources, revisions, strict=True):
         path = Path(source.removeprefix("file:")).expanduser()
-        if path.suffix in _PLAIN_TEXT and path.is_file() and path.stat().st_size < share:
+        what, size = "a corpus", sizes.get(revision)
+        if size is None and path.suffix in _PLAIN_TEXT and path.is_file():
+            what, size = "a file", path.stat().st_size
+        if size is not None and size < share:
             raise SourceError(
-                f"texts.sources names {source!r}, a file of {path.stat().st_size:,} bytes; it cannot hold its share of "
+                f"texts.sources names {source!r}, {what} of {size:,} bytes; it cannot hold its share of "
                 f"{share:,} calibration tokens. Give more text, or lower calibrate.tokens."
             )
 

@@ -68,7 +68,7 @@ def resolve_anew(home: Path, settings: list[str], preset: str | None, at: str | 
         config = params.with_preset(config, preset, home)
     values = params.with_settings(config, settings, "the settings").model_dump()
     values["model"]["revision"] = values["texts"]["revisions"] = None
-    return preflight.resolve_sources(parse_config(values))[0]
+    return preflight.resolve_sources(parse_config(values), home)[0]
 
 
 def _refresh(home: Path, config: RunConfig, at: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from flows import params, preflight
@@ -13,6 +14,7 @@ def refresh(settings: Sequence[str], preset: str | None, at: str | None) -> None
     """Look for something new and run where there is. Raises SparseKDError for what the user can mend."""
     home = params.find_root()
     preflight.check_repository(home)
+    os.chdir(home)  # relative paths in params.yaml start here
     environment.apply(home)
     from flows.launch import connected, outcome_of  # Prefect comes with them
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from flows import params
+from flows import params, versions
 from flows.commands import dvc, git
 from flows.display import duration, make_console
 from flows.lock import run_lock
@@ -50,8 +50,9 @@ def _switch(home: Path, commit: str) -> Path:
     before = home / FOLDER / "params.before-restore.yaml"
     shutil.copyfile(home / "params.yaml", before)
     git(home, "restore", f"--source={commit}", "--worktree", "--", "params.yaml", "dvc.lock")
+    versions.bring_recorded(home, commit)
     try:
-        dvc(home, "checkout", "--force")
+        dvc(home, "checkout", "--force", "dvc.yaml")  # what the stages made: corpora are read from the cache
     except StageError as error:
         raise ArtifactError(
             f"DVC's cache lacks some of the run's bytes ({error}). Fetch them with `dvc pull`, or compute them with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows import params, preflight
+from flows import params, preflight, versions
 from flows.estimate import estimate
 from flows.params import KEPT_SECTIONS, PRESETS, Change
 from flows.staleness import staleness
@@ -24,7 +24,10 @@ def settle(given: dict[str, dict[str, Any]], root: Path, home: Path | None = Non
         return []
     preflight.check_repository(root)
     asked = merge(current, given)
-    wanted, _ = preflight.resolve_sources(params.seen_from(root, asked, home) if home else asked)
+    if home:
+        versions.bring(root, home, asked)
+        asked = params.seen_from(root, asked, home)
+    wanted, _ = preflight.resolve_sources(asked, root)
     wanted = wanted.model_copy(update={"preset": nearest_preset(wanted, root)})
     changes = params.differences(current, wanted)
     found = staleness(root, params.edited_values(root, changes))

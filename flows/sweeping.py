@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def sweep(request: Request) -> None:
     if request.texts:
         sources = [params.from_root(text, asked_in, home) for text in request.texts]
         settings.append(f"texts.sources={','.join(sources)}")
+    os.chdir(home)  # relative paths in params.yaml start here
     plan = grid.plan(home, settings, request.preset, request.at, request.name)
     done = plan.done()
     console.print(f"sweep {plan.name}: {len(plan.points)} runs, {len(done)} of them done before", markup=False)

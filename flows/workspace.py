@@ -67,7 +67,8 @@ def create(home: Path, name: str, at: str | None = None) -> Workspace:
     git(home, "worktree", "add", "--quiet", "--detach", str(space.path), revision.commit)
     try:
         if revision.overlay is not None:
-            git(space.path, "restore", f"--source={revision.overlay}", "--worktree", "--", ".")
+            # into the index too: a file that the commit does not have would be left out of the experiment
+            git(space.path, "restore", f"--source={revision.overlay}", "--staged", "--worktree", "--", ".")
         _share_cache(space)
     except BaseException:
         remove(space)
@@ -95,7 +96,8 @@ def experiments(home: Path) -> dict[str, Revision]:
 
 def save(space: Workspace) -> None:
     """Keep what the run made as the DVC experiment of its name. Raises StageError with DVC's reason."""
-    dvc(space.path, "exp", "save", "--force", "--name", space.name)
+    # The stages alone: data that is tracked by itself, such as corpora, need not be in the workspace
+    dvc(space.path, "exp", "save", "--force", "--name", space.name, "dvc.yaml")
 
 
 def promote(space: Workspace) -> str:

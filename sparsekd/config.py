@@ -53,7 +53,8 @@ class Texts(Section):
     sources: tuple[str, ...] = Field(
         ("wiki", "c4"),
         min_length=1,
-        description="Calibration corpora in equal shares: catalogue names, hub datasets, .jsonl, .parquet or .txt.",
+        description="Calibration corpora in equal shares: catalogue names, your own corpora (`sparsekd texts`), hub "
+        "datasets, .jsonl, .parquet or .txt.",
     )
     revisions: tuple[str, ...] | None = Field(
         None, description="Commit or content hash of each source, in the same order; resolved before a run."

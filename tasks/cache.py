@@ -18,7 +18,7 @@ def dvc_objects(root: Path, out: str, lock: str | None = None) -> dict[str, Path
     try:
         stages = yaml.safe_load((root / "dvc.lock").read_text() if lock is None else lock)["stages"].values()
         digest = next(o["md5"] for stage in stages for o in stage.get("outs", []) if o["path"] == out)
-        objects = {name: object_path(root, md5) for name, md5 in listed(root, digest).items()}
+        objects = {name: cached_object(root, md5) for name, md5 in listed(root, digest).items()}
     except (OSError, ValueError, KeyError, TypeError, StopIteration, yaml.YAMLError):
         return {}  # no DVC here, or a cache that we do not know: the caller copies
     return {name: path for name, path in objects.items() if path.is_file()}
@@ -26,10 +26,10 @@ def dvc_objects(root: Path, out: str, lock: str | None = None) -> dict[str, Path
 
 def listed(root: Path, digest: str) -> dict[str, str]:
     """The files of the directory with this hash, by relative path: their hashes. Raises OSError, ValueError."""
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(object_path(root, digest).read_text())}
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(cached_object(root, digest).read_text())}
 
 
-def object_path(root: Path, digest: str) -> Path:
+def cached_object(root: Path, digest: str) -> Path:
     """Where the object with this hash lies in the cache, if it is there."""
     return objects_directory(root) / digest[:2] / digest[2:]
 

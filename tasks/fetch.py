@@ -1,7 +1,9 @@
 """Stages fetch-model, fetch-texts and fetch-benchmarks: from their pinned sources to data/raw/."""
 
 import sys
+from pathlib import Path
 
+from tasks.corpora import own_corpora
 from tasks.process import Stage, run_stage
 
 
@@ -25,9 +27,9 @@ def texts(stage: Stage) -> None:
     """Calibration and held-out corpora, one document a line."""
     from sparsekd.sources import fetch_texts
 
-    config = stage.config.texts
+    config, own = stage.config.texts, own_corpora(Path())
     stage.facts["corpora"] = fetch_texts(
-        config.sources, config.revisions, config.column, stage.out, stage.progress, stage.say
+        config.sources, config.revisions, config.column, stage.out, stage.progress, stage.say, own
     )
 
 

@@ -8,13 +8,20 @@ from typing import Any
 
 from sparsekd.progress import Progress, silent
 from sparsekd.sources.catalogue import catalogue
-from sparsekd.sources.download import pinned_file
+from sparsekd.sources.download import cached_file, pinned_file
 from sparsekd.sources.storage import clone_or_copy, disk_errors, require_space
 
 
 def packaged_tasks() -> tuple[str, ...]:
     """lm-eval's names of the tasks whose rows come out of a pinned package."""
     return tuple(catalogue().benchmarks)
+
+
+def benchmarks_at_hand(*directories: Path) -> dict[str, Path]:
+    """The file of each packaged task that is on this machine, verified: in the user's cache or in a directory."""
+    entries = catalogue().benchmarks
+    found = {task: cached_file(entry.file, *directories) for task, entry in entries.items()}
+    return {task: path for task, path in found.items() if path is not None}
 
 
 def fetch_benchmarks(

@@ -31,7 +31,7 @@ def pinned_file(pinned: PinnedFile, progress: Progress = silent) -> Path:
     A cached file that is not what its hash says is removed and fetched again. Raises SourceError when a download
     fails or does not match, ResourceError when the disk will not hold it.
     """
-    path = cache_root() / "files" / pinned.sha256[:16] / pinned.name
+    path = _cached(pinned)
     with locked(path), disk_errors(path):
         if path.exists() and _is(path, pinned.sha256, pinned.bytes):
             return path
@@ -45,6 +45,16 @@ def pinned_file(pinned: PinnedFile, progress: Progress = silent) -> Path:
                         shutil.copyfileobj(stream, out, 2**20)
             _check(partial, pinned.sha256, pinned.bytes, pinned.name)
     return path
+
+
+def cached_file(pinned: PinnedFile, *directories: Path) -> Path | None:
+    """The verified file where it is on this machine, in the user's cache or in one of `directories`; else None."""
+    places = [_cached(pinned), *(directory / pinned.name for directory in directories)]
+    return next((path for path in places if path.is_file() and _is(path, pinned.sha256, pinned.bytes)), None)
+
+
+def _cached(pinned: PinnedFile) -> Path:
+    return cache_root() / "files" / pinned.sha256[:16] / pinned.name
 
 
 def _wheel(name: str, progress: Progress) -> Path:

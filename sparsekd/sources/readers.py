@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,35 @@ SUFFIXES = (".jsonl", ".parquet", ".txt")
 
 Record = dict[str, Any]
 
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "list", dict: "object"}
 
-def read_file(path: Path, column: str | None, place: str) -> Iterator[Record]:
-    """The records of a text file, in its order.
+
+@dataclass
+class Seen:
+    """What reading files came across: rows, each column with its type, and the columns that the text was taken from.
+
+    A .txt file has rows (its documents) but no columns.
+    """
+
+    rows: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
+
+    def take_from(self, column: str) -> None:
+        """Note the column that the text of a file is taken from."""
+        if column not in self.used:
+            self.used.append(column)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Count a row of JSON, and note columns that no earlier one had a value in."""
+        self.rows += 1
+        for name, value in row.items():
+            if value is not None and name not in self.columns:
+                self.columns[name] = _TYPES.get(type(value), "null")
+
+
+def read_file(path: Path, column: str | None, place: str, seen: Seen | None = None) -> Iterator[Record]:
+    """The records of a text file, in its order; what else was met goes to `seen`.
 
     Raises SourceError for a path that is missing or unreadable, a file that is no text, a table without the column
     (names the columns found), and a malformed line (names it).
@@ -33,13 +60,14 @@ def read_file(path: Path, column: str | None, place: str) -> Iterator[Record]:
             f"{place} names {str(path)!r}, {found}; it must be a file that ends in {', '.join(SUFFIXES)}."
         )
     try:
-        yield from reader(path, column)
+        yield from reader(path, column, seen or Seen())
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror or error}); mend its permissions.") from None
 
 
-def _read_text(path: Path, column: str | None) -> Iterator[Record]:
+def _read_text(path: Path, column: str | None, seen: Seen) -> Iterator[Record]:
     for document in split_plain(_decoded(path.read_bytes(), str(path)).replace("\r\n", "\n")):
+        seen.rows += 1
         yield {"text": document}
 
 
@@ -57,7 +85,9 @@ def _decoded(data: bytes, where: str) -> str:
     return text
 
 
-def _read_lines(path: Path, column: str | None) -> Iterator[Record]:
+def read_lines(path: Path, column: str | None, seen: Seen) -> Iterator[Record]:
+    """The records of JSON lines, whatever the file's name ends in; raises like `read_file`."""
+
     def rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
@@ -76,29 +106,46 @@ def _read_lines(path: Path, column: str | None) -> Iterator[Record]:
     # Keys may differ from line to line, so each line is asked for the column that the first line had.
     chosen: str | None = None
     for where, row in rows():
-        chosen = chosen or choose_column(list(row), column, str(path))
+        if chosen is None:
+            chosen = choose_column(list(row), column, str(path))
+            seen.take_from(chosen)
+        seen.row(row)
         yield from _record(row.get(chosen), chosen, where)
 
 
-def _read_parquet(path: Path, column: str | None) -> Iterator[Record]:
+def _read_parquet(path: Path, column: str | None, seen: Seen) -> Iterator[Record]:
     import datasets
     import pyarrow
     import pyarrow.parquet
 
     try:
-        names = pyarrow.parquet.read_schema(path).names
+        schema, rows_there = pyarrow.parquet.read_schema(path), pyarrow.parquet.read_metadata(path).num_rows
     except pyarrow.ArrowInvalid:
         raise SourceError(f"{path} is no Parquet file; write it again, or name another.") from None
-    chosen = choose_column(names, column, str(path))
+    chosen = choose_column(schema.names, column, str(path))
+    seen.take_from(chosen)
+    seen.rows += rows_there
+    for field_of in schema:
+        seen.columns.setdefault(field_of.name, str(field_of.type).partition("<")[0])
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True, columns=[chosen])
     yield from records(rows, chosen, str(path))
 
 
-_READERS: dict[str, Callable[[Path, str | None], Iterator[Record]]] = {
-    ".jsonl": _read_lines,
+_READERS: dict[str, Callable[[Path, str | None, Seen], Iterator[Record]]] = {
+    ".jsonl": read_lines,
     ".parquet": _read_parquet,
     ".txt": _read_text,
 }
+
+
+def texts_of(record: Record) -> list[str]:
+    """The text of a document, or of each message of a conversation."""
+    return [record["text"]] if "text" in record else [message["content"] for message in record["messages"]]
+
+
+def usable(rows: Iterable[Record]) -> Iterator[Record]:
+    """Records with something in them."""
+    return (record for record in rows if any(text.strip() for text in texts_of(record)))
 
 
 def read_hub(name: str, config: str | None, commit: str, column: str | None) -> Iterator[Record]:

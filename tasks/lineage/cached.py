@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.artifacts import MANIFEST, Manifest
-from tasks.cache import object_path
+from tasks.cache import cached_object
 from tasks.lineage.chain import BENCHMARKS, RAW_MODEL, TEXTS, Lineage
 from tasks.lineage.hashing import Differs, Digests, Reader
 from tasks.lineage.trace import manifest_name, read_manifest
@@ -79,7 +79,7 @@ class _Cache:
                 "manifests", f"{out}/{MANIFEST}", "in every output", None, f"{out} is no finished output of a stage."
             )
         own = self._object(out, files[MANIFEST], MANIFEST)
-        text = object_path(self.chain.root, files[MANIFEST]).read_bytes()
+        text = cached_object(self.chain.root, files[MANIFEST]).read_bytes()
         manifest = read_manifest(text)
         if manifest is None:
             raise Differs(
@@ -98,7 +98,7 @@ class _Cache:
         if not digest.endswith(".dir"):
             return {}
         self._object(out, digest)
-        text = object_path(self.chain.root, digest).read_text()
+        text = cached_object(self.chain.root, digest).read_text()
         return {entry["relpath"]: entry["md5"] for entry in json.loads(text)}
 
     def _check_logged(self, out: str, sha256: str, text: bytes) -> None:
@@ -133,7 +133,7 @@ class _Cache:
         """The hashes of an object of an output, which must be the one in its name; without `name`, that of its list."""
         if digest in self._known:
             return self._known[digest]
-        path = object_path(self.chain.root, digest)
+        path = cached_object(self.chain.root, digest)
         link = _LINKS.get(out, LINK)
         shown = f"{posixpath.join(out, name).rstrip('/')} (object {_shown(path, self.chain.root)})"
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sparsekd.artifacts import MANIFEST, Manifest
-from tasks.cache import listed, object_path
+from tasks.cache import cached_object, listed
 from tasks.lineage.chain import Lineage, Lock, Origin, TrackedRun
 from tasks.lineage.find import Found, find
 from tasks.lineage.repository import CommitTree, Experiment, experiments, has_commit
@@ -132,7 +132,7 @@ def _manifests(root: Path, lock: Lock, logged: dict[str, bytes]) -> Iterator[tup
 
 def _cached_manifest(root: Path, digest: str) -> bytes | None:
     try:
-        return object_path(root, listed(root, digest)[MANIFEST]).read_bytes()
+        return cached_object(root, listed(root, digest)[MANIFEST]).read_bytes()
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

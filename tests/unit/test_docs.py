@@ -57,13 +57,15 @@ def slug(heading: str) -> str:
 
 
 def command_line() -> dict[str, set[str]]:
-    """Every command of sparsekd with its options, as typer makes them."""
+    """Every command of sparsekd with its options and those of the commands below it, as typer makes them."""
     group: Any = typer.main.get_command(app)
-    return {
-        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        | {"--help", "-h"}
-        for name, command in group.commands.items()
-    }
+
+    def options(command: Any) -> set[str]:
+        below = [options(inner) for inner in getattr(command, "commands", {}).values()]
+        own = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        return own.union({"--help", "-h"}, *below)
+
+    return {name: options(command) for name, command in group.commands.items()}
 
 
 def messages() -> list[str]:

@@ -23,7 +23,20 @@ from sparsekd.config import RunConfig, all_keys
 from sparsekd.errors import ModelError
 
 CHECKOUT = Path(__file__).parents[3]
-COMMANDS = ("compress", "prune", "distill", "evaluate", "generate", "config", "lineage", "doctor", "serve")
+COMMANDS = (
+    "compress",
+    "prune",
+    "distill",
+    "evaluate",
+    "generate",
+    "sweep",
+    "refresh",
+    "texts",
+    "config",
+    "lineage",
+    "doctor",
+    "serve",
+)
 runner = CliRunner()
 
 
@@ -70,6 +83,13 @@ def test_each_command_has_real_help_and_an_example(name: str) -> None:
     assert result.exit_code == 0
     assert re.search(rf"Examples?: sparsekd {name}\b", result.output)
     assert len(result.output) > 500
+
+
+def test_a_command_below_another_has_help_and_an_example_too() -> None:
+    result = runner.invoke(app, ["texts", "add", "--help"])
+    assert result.exit_code == 0
+    assert "Example: sparsekd texts add " in result.output
+    assert "--column" in result.output
 
 
 def test_help_loads_nothing_heavy() -> None:
