@@ -24,6 +24,8 @@ from rich.text import Text
 
 from tasks.state import StageState, progress_path, read_json, read_state
 
+STAGES = "stages"
+"""The unit of a run's own progress, as a sweep shows it."""
 _WINDOW_SECONDS = 60.0
 _PLAIN_EVERY = 20.0
 _BAR = 24
@@ -81,8 +83,11 @@ class Meter:
 
     @property
     def rate(self) -> float | None:
-        """Units a second over the last minute, or None before two steps were seen."""
-        if len(self._samples) < 2:
+        """Units a second over the last minute, or None before two steps were seen.
+
+        Stages are too unlike each other to have one.
+        """
+        if len(self._samples) < 2 or self.unit == STAGES:
             return None
         (start, first), (end, last) = self._samples[0], self._samples[-1]
         return (last - first) / (end - start) if end > start else None
@@ -95,6 +100,8 @@ class Meter:
 
     def describe(self) -> str:
         """Rate, figures and time left, such as `312 tokens/s, loss 2.31, 4 min 10 s left`."""
+        if self.unit == STAGES:
+            return f"{self.done:.0f} of {self.total:.0f} stages"
         parts = []
         if self.unit and (rate := self.rate):
             parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.1f} {self.unit}/s")

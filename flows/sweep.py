@@ -22,6 +22,7 @@ from pydantic import Field  # noqa: E402
 
 from flows import grid, workspace  # noqa: E402
 from flows.compare import compare  # noqa: E402
+from flows.display import STAGES  # noqa: E402
 from flows.grid import Plan, Point  # noqa: E402
 from flows.holding import name_run  # noqa: E402
 from flows.hooks import begin, tell  # noqa: E402
@@ -189,7 +190,7 @@ def _note_progress(point: Point, plan: Plan) -> None:
         return
     states = [state.state for name in stages if (state := read_state(place, name))]
     ended = sum(state in ("done", "cached") for state in states)
-    write_json(progress_path(plan.folder, point.label), {"done": ended, "total": len(stages), "unit": "stages"})
+    write_json(progress_path(plan.folder, point.label), {"done": ended, "total": len(stages), "unit": STAGES})
 
 
 def _reason(log: str, code: int) -> str:

@@ -57,6 +57,13 @@ def test_a_meter_measures_rate_and_time_left() -> None:
     assert meter.describe() == "25 tokens/s, loss 2.314, 30 s left"
 
 
+def test_stages_of_a_run_are_counted_without_a_rate() -> None:
+    meter = Meter(clock=iter(range(10)).__next__)
+    for done in (1, 2, 3):
+        meter.update(done, 12, "stages")
+    assert (meter.rate, meter.seconds_left, meter.describe()) == (None, None, "3 of 12 stages")
+
+
 def test_the_rate_is_that_of_the_last_minute() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
