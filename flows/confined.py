@@ -39,7 +39,8 @@ def check_source(setting: str, source: str, own: Collection[str] = ()) -> None:
 
 def _check_path(setting: str, path: Path) -> None:
     allowed = os.environ.get(VARIABLE)
-    if allowed and not path.resolve().is_relative_to(Path(allowed).resolve()):
+    files = [path, *(path.rglob("*") if path.is_dir() else ())]  # a directory may hold links that lead out
+    if allowed and not all(file.resolve().is_relative_to(Path(allowed).resolve()) for file in files):
         raise ConfigError(
             f"{setting} is {str(path)!r}; this server reads local files from {allowed} alone (`serve --sources`). Name "
             "one in there, a hub repository or a catalogue name."

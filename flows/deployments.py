@@ -110,7 +110,7 @@ def _schedule(cron: str, option: str) -> Any:
         raise ConfigError(
             f"{option} is {cron!r}; it must be a cron expression such as '0 3 * * *' (every night at 3)."
         ) from None
-    return Cron(cron, _local_zone())
+    return Cron(cron, _local_zone(), slug="serve")  # without one, Prefect would replace the schedules set on its page
 
 
 def _local_zone() -> str:

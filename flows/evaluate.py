@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +29,17 @@ from sparsekd.evaluation.results import Evaluation  # noqa: E402
 from tasks.groups import end_recorded_groups, start_group  # noqa: E402
 from tasks.state import FOLDER  # noqa: E402
 
-_GROUP = "evaluate"
-
 
 def _folder(home: Path, flow_run_id: str) -> Path:
     return home / FOLDER / "evaluations" / flow_run_id
 
 
+def _group(flow_run_id: str) -> str:
+    return f"evaluate {flow_run_id}"
+
+
 def _end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    end_recorded_groups(_folder(environment.checkout_root(), str(flow_run.id)), [_GROUP])
+    end_recorded_groups(environment.checkout_root(), [_group(str(flow_run.id))])
 
 
 @flow(
@@ -85,15 +88,17 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     name_run(this_run.id, name)
     folder = _folder(home, str(this_run.id))
     out = folder / "evaluation"
+    shutil.rmtree(out, ignore_errors=True)  # half of an earlier attempt
     folder.mkdir(parents=True, exist_ok=True)
-    end_with_parent(folder, [_GROUP])
-    command = [environment.python(), "-m", "flows", "evaluate", f"--model={_seen(home, model)}", f"--out={out}"]
+    group_name = _group(str(this_run.id))
+    end_with_parent(home, [group_name])
+    command = [environment.python(), "-m", "flows", "evaluate", f"--model={model}", f"--out={out}"]
     command += [f"--preset={preset}", *(f"--set={setting}" for setting in settings)]
-    command += [f"--dense={_seen(home, dense)}"] if dense is not None else []
+    command += [f"--dense={dense}"] if dense is not None else []
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}  # of this flow run
     log = folder / "log"
     with log.open("wb") as output:
-        group = start_group(command, root=folder, name=_GROUP, env=clean, output=output)
+        group = start_group(command, root=home, name=group_name, env=clean, output=output)
         try:
             code = group.wait()
         except BaseException:
@@ -108,11 +113,6 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     logger.info("The files are in %s.", out.relative_to(home))
     _track(home, name, {"model": model, "dense": dense or "", "preset": preset}, found, out)
     return json.loads(found.to_json())
-
-
-def _seen(home: Path, source: str) -> str:
-    """A path relative to the checkout as the process sees it, which works elsewhere; anything else as it is."""
-    return str(home / source) if (home / source).exists() else source
 
 
 def table(found: Evaluation) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from flows import params, preflight
 from flows.kept import kept_config, kept_runs, same_values
-from flows.workspace import NAME, Workspace, left_behind
+from flows.lock import current_holder
+from flows.workspace import Revision, Workspace, check_name, revision_of
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from tasks.state import FOLDER, read_json, write_json
@@ -36,11 +37,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sweep `name` of the checkout at `home`, from the revision `at`."""
+    """The sweep `name` of the checkout at `home`: all its runs start from `revision`, which `at` named."""
 
     home: Path
     name: str
     at: str | None
+    revision: Revision
     settings: tuple[str, ...]
     points: tuple[Point, ...]
 
@@ -56,6 +58,12 @@ class Plan:
     def write(self) -> None:
         """Note the plan. Raises ConfigError where the name stands for another grid."""
         noted: Any = read_json(self.folder / "sweep.json") or {}
+        commit = self.revision.tree if self.at is not None else None
+        if noted and noted.get("at") != commit:
+            raise ConfigError(
+                f"Sweep {self.name} started from another revision; choose another --name, or none: without one a sweep "
+                "is named by what it computes."
+            )
         for point in self.points:
             before = noted.get("points", {}).get(point.label)
             if before is not None and before != _values(point.config):
@@ -64,17 +72,21 @@ class Plan:
                     "a sweep is named by what it computes."
                 )
         points = noted.get("points", {}) | {point.label: _values(point.config) for point in self.points}
-        write_json(self.folder / "sweep.json", {"name": self.name, "settings": self.settings, "points": points})
+        values = {"name": self.name, "at": commit, "settings": self.settings, "points": points}
+        write_json(self.folder / "sweep.json", values)
 
     def done(self) -> set[str]:
         """Labels of the points whose run has ended well and is still kept."""
         kept = {record.name for record in kept_runs(self.home)}
         found = {point.label: kept_config(self.home, point.run) for point in self.points if point.run in kept}
-        return {p.label for p in self.points if (config := found.get(p.label)) and same_values(config, p.config)}
+        return {
+            p.label for p in self.points if (config := found.get(p.label)) and same_values(self.home, config, p.config)
+        }
 
     def left_behind(self, point: Point) -> Workspace | None:
         """The workspace that a killed run of `point` left."""
-        return next((space for space in left_behind(self.home) if space.name == point.run), None)
+        space = Workspace(self.home, point.run)
+        return space if space.path.exists() and current_holder(space.path) is None else None
 
 
 def plan(
@@ -97,11 +109,15 @@ def plan(
             config, _ = preflight.resolve_sources(config, home)
         preflight.check_settings(home, config, preflight.dense_config(home, config))
         found.append((_label(dict(zip(varied, values, strict=True))), config))
-    name = name or f"sweep-{_digest([config for _, config in found])}"
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name for a sweep; use letters, digits, '.', '_' and '-', at most 100.")
+    revision = revision_of(home, at)
+    name = name or f"sweep-{_digest([config for _, config in found], revision.tree if at is not None else None)}"
+    check_name(name)
     points = tuple(Point(label, f"{name}-{label}", config) for label, config in found)
-    return Plan(home, name, at, tuple(settings), points)
+    for point in points:
+        check_name(point.run)
+    if len({point.label for point in points}) < len(points):
+        raise ConfigError("Two values of the grid differ only in signs that a name cannot have; sweep them one by one.")
+    return Plan(home, name, at, revision, tuple(settings), points)
 
 
 def _read(settings: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -133,7 +149,7 @@ def _label(values: dict[str, str]) -> str:
     parts = []
     for (key, value), name in zip(values.items(), names, strict=True):
         short = _SHORT.get(key) or (name if names.count(name) == 1 else key.replace(".", "-"))
-        parts.append(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{short}{value}"))
+        parts.append(re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", f"{short}{value}"))
     return "-".join(parts)
 
 
@@ -144,6 +160,6 @@ def _values(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def _digest(configs: list[RunConfig]) -> str:
-    text = json.dumps([_values(config) for config in configs], sort_keys=True)
+def _digest(configs: list[RunConfig], commit: str | None) -> str:
+    text = json.dumps([commit, *(_values(config) for config in configs)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:6]

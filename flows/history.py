@@ -7,6 +7,7 @@ ended, how long it took, and where MLflow and Prefect have it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 import time
@@ -62,12 +63,13 @@ def new_name(home: Path, config: RunConfig) -> str:
     model = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")[:40] or "model"
     base = f"{model}-w{plain(config.prune.width)}-{time.strftime('%m%d-%H%M%S')}"
     taken = set(experiments(home)) | {path.name for path in folder(home, "").glob("*")}
-    number, name = 1, base
-    while name in taken:
-        number += 1
-        name = f"{base}-{number}"
-    folder(home, name).mkdir(parents=True)
-    return name
+    for number in itertools.count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        if name not in taken:
+            with contextlib.suppress(FileExistsError):  # another run that starts in this second
+                folder(home, name).mkdir(parents=True)
+                return name
+    raise AssertionError("unreachable")
 
 
 def keep_logs(space: Workspace) -> None:

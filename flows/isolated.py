@@ -14,24 +14,27 @@ from prefect.runtime import flow_run as this_run
 from flows import history, params, settle, workspace
 from flows.commands import git
 from flows.history import RunRecord
-from flows.holding import name_run, note_run
+from flows.holding import close_unfinished, name_run, note_run, place_of
 from flows.hooks import ended
-from flows.lock import run_lock
+from flows.lock import current_holder, held_here, run_lock
 from flows.orphan import end_with_parent
 from flows.result import gate_of
 from flows.stages import run_stages, show_and_track
 from flows.workspace import Workspace
 from sparsekd.errors import SparseKDError
 from tasks.state import read_json
+from tasks.tracking.record import SWEEP_VARIABLE
 
 
 def run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, name: str | None) -> State[Any]:
-    """Open the workspace `name`, which the command line may have made already, or make one; run there."""
-    made = name is None or not Workspace(home, name).path.exists()
+    """Run in the workspace `name` if this process has opened it already, else in a new one."""
+    made = name is None or not held_here(Workspace(home, name).path)
     if made:
+        _remove_leftovers(home, name)
         config = settle.merge(params.load_at(home, at), given)
         name = name or history.new_name(home, config)
         workspace.create(home, name, at)
+    assert name is not None
     space = Workspace(home, name)
     try:
         os.chdir(space.path)
@@ -44,6 +47,15 @@ def run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, n
         os.chdir(home)
         if made:
             workspace.remove(space)
+
+
+def _remove_leftovers(home: Path, name: str | None) -> None:
+    """Remove what a killed run of this name, or an earlier attempt of this flow run, left here."""
+    places = [place_of(home, str(this_run.id)), Workspace(home, name).path if name else None]
+    for place in places:
+        if place is not None and place != home and place.exists() and current_holder(place) is None:
+            close_unfinished(place, "Its process was killed; a later run went on from what was whole.")
+            workspace.remove(Workspace(home, place.name))
 
 
 def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> State[Any]:
@@ -66,10 +78,8 @@ def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> State[A
     try:
         outcomes, seconds = run_stages(space.path, space.home)
         mlflow_run = show_and_track(space.path, space.home, seconds, space.name)
-        workspace.save(space)
         found = gate_of(space.path)
-        if found is not None and found.state == "passed":
-            logger.info("Tagged as %s.", workspace.promote(space))
+        workspace.save(space, tag=found is not None and found.state == "passed" and not os.environ.get(SWEEP_VARIABLE))
     except BaseException as error:
         record.end(space.home, "failed" if isinstance(error, SparseKDError) else "stopped", reason=str(error))
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flows import params
 from flows.commands import git
 from flows.history import RunRecord, runs
 from flows.params import load_tree
@@ -35,6 +36,10 @@ def kept_summary(home: Path, name: str) -> Summary | None:
     return read_summary(files["summary.json"]) if "summary.json" in files else None
 
 
-def same_values(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two configurations compute the same: all but the name of the preset that they started from."""
-    return one.model_copy(update={"preset": ""}) == other.model_copy(update={"preset": ""})
+def same_values(home: Path, one: RunConfig, other: RunConfig) -> bool:
+    """Whether two configurations compute the same: all but the name of the preset that they started from.
+
+    A path may be written from the checkout at `home` or in full: a run that works elsewhere needs it in full.
+    """
+    first, second = (params.in_full(config, home).model_copy(update={"preset": ""}) for config in (one, other))
+    return first == second

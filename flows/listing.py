@@ -12,8 +12,9 @@ from rich.table import Table
 from flows import params
 from flows.display import duration, make_console
 from flows.history import RunRecord, runs
+from flows.lock import current_holder
 from flows.params import plain
-from flows.workspace import experiments
+from flows.workspace import Workspace, experiments
 
 
 def show(as_json: bool = False) -> None:
@@ -38,7 +39,9 @@ def show(as_json: bool = False) -> None:
 def _row(record: RunRecord, kept: bool) -> tuple[str, ...]:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
     took = duration(record.ended - record.started) if record.ended and record.ended > record.started else ""
-    state = record.state if kept or record.state != "done" else "done, given up"
+    state: str = record.state if kept or record.state != "done" else "done, given up"
+    if state == "running" and current_holder(Workspace(params.find_root(), record.name).path) is None:
+        state = "killed"
     return (
         record.name,
         when,

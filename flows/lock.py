@@ -74,6 +74,12 @@ def run_lock(
         os.close(descriptor)
 
 
+def held_here(root: Path) -> bool:
+    """Whether this process holds the place at `root`."""
+    with _guard:
+        return (root / FOLDER / "run.lock").absolute() in _held
+
+
 def current_holder(root: Path) -> Holder | None:
     """Who holds the checkout at `root` now, or None."""
     path = root / FOLDER / "run.lock"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -107,20 +107,31 @@ def load_tree(home: Path, tree: str, name: str) -> RunConfig:
 
 def seen_from(root: Path, config: RunConfig, home: Path) -> RunConfig:
     """`config` with paths relative to `home` made absolute where the workspace at `root` does not have them."""
-    named = {*catalogue().models, *catalogue().texts, *recorded(root)}
+    return _in_full(config, home, {*catalogue().models, *catalogue().texts, *recorded(root)}, root)
 
-    def seen(source: str) -> str:
+
+def in_full(config: RunConfig, home: Path) -> RunConfig:
+    """`config` with every path relative to `home` made absolute."""
+    return _in_full(config, home, {*catalogue().models, *catalogue().texts, *recorded(home)})
+
+
+def _in_full(config: RunConfig, home: Path, named: Collection[str], root: Path | None = None) -> RunConfig:
+    """With paths below `home` made absolute, but for names and for what `root` has too."""
+
+    def full(source: str) -> str:
         if source.partition("@")[0] in named:
             return source
         path = Path(source.removeprefix("file:"))
-        elsewhere = not path.is_absolute() and not (root / path).exists() and (home / path).exists()
-        return f"{'file:' if source.startswith('file:') else ''}{home / path}" if elsewhere else source
+        here = root is not None and (root / path).exists()
+        if path.is_absolute() or here or not (home / path).exists():
+            return source
+        return f"{'file:' if source.startswith('file:') else ''}{home / path}"
 
     values = config.model_dump()
-    values["model"]["source"] = seen(config.model.source)
-    values["texts"]["sources"] = [seen(source) for source in config.texts.sources]
+    values["model"]["source"] = full(config.model.source)
+    values["texts"]["sources"] = [full(source) for source in config.texts.sources]
     if config.evaluate.include_path is not None:
-        values["evaluate"]["include_path"] = seen(config.evaluate.include_path)
+        values["evaluate"]["include_path"] = full(config.evaluate.include_path)
     return parse_config(values)
 
 

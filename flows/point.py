@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows import workspace
 from flows.launch import launch
+from flows.workspace import Revision
 from sparsekd.errors import SparseKDError
 from tasks import environment
 
@@ -17,7 +18,8 @@ def main() -> int:
     request = json.loads(Path(sys.argv[1]).read_text())
     home = environment.checkout_root()
     try:
-        space = workspace.create(home, request["run"], request["at"])
+        revision = Revision(request["commit"], request["overlay"])
+        space = workspace.create(home, request["run"], revision, again=True)
         try:
             launch(home, space=space, given=request["values"])
         finally:

@@ -66,9 +66,10 @@ def resolve_anew(home: Path, settings: list[str], preset: str | None, at: str | 
     config = params.load_at(home, at)
     if preset is not None:
         config = params.with_preset(config, preset, home)
-    values = params.with_settings(config, settings, "the settings").model_dump()
+    values = config.model_dump()
     values["model"]["revision"] = values["texts"]["revisions"] = None
-    return preflight.resolve_sources(parse_config(values), home)[0]
+    anew = params.with_settings(parse_config(values), settings, "the settings")  # which may name a branch
+    return preflight.resolve_sources(anew, home)[0]
 
 
 def _refresh(home: Path, config: RunConfig, at: str | None) -> Any:
@@ -99,7 +100,7 @@ def _run_of(home: Path, config: RunConfig) -> RunRecord | None:
     """The kept run that was made from just this, whatever came of its gate: it would come out the same again."""
     for record in kept_runs(home):
         made_from = kept_config(home, record.name)
-        if made_from is not None and same_values(made_from, config):
+        if made_from is not None and same_values(home, made_from, config):
             return record
     return None
 

@@ -36,6 +36,7 @@ def serve(
     a server does not start.
     """
     root = (root or params.find_root()).absolute()
+    sources = sources.absolute() if sources is not None else None
     os.chdir(root)
     params.load(root)
     environment.apply(root)
@@ -43,7 +44,7 @@ def serve(
     if sources is not None:
         if not sources.is_dir():
             raise ConfigError(f"--sources is {sources}, which is no directory; name one that holds models and texts.")
-        os.environ[confined.VARIABLE] = str(sources.absolute())
+        os.environ[confined.VARIABLE] = str(sources)
     if host != HOST:
         protect(host)
     end_recorded_groups(root)  # servers that a killed `serve` left for the moment until its guard acts

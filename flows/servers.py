@@ -52,7 +52,9 @@ def start_prefect(root: Path, port: int, ui: bool, host: str = HOST) -> Server:
     """Prefect's API, with its pages if `ui`; state in PREFECT_HOME inside the checkout."""
     url = f"http://{HOST if host == '0.0.0.0' else host}:{port}"
     command = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    extra = {"PREFECT_SERVER_UI_API_URL": f"{url}/api", "PREFECT_API_URL": f"{url}/api"}
+    # the browser of another machine cannot reach this one's loopback
+    page = f"http://{socket.gethostname()}:{port}" if host == "0.0.0.0" else url
+    extra = {"PREFECT_SERVER_UI_API_URL": f"{page}/api", "PREFECT_API_URL": f"{url}/api"}
     return _start(root, "prefect", url, [*command, "--ui" if ui else "--no-ui"], extra)
 
 

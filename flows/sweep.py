@@ -15,6 +15,7 @@ environment.apply(environment.checkout_root(), name_root=False)  # before prefec
 from prefect import Flow, flow, get_run_logger, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
+from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
@@ -24,7 +25,7 @@ from flows import grid, workspace  # noqa: E402
 from flows.compare import compare  # noqa: E402
 from flows.display import STAGES  # noqa: E402
 from flows.grid import Plan, Point  # noqa: E402
-from flows.holding import name_run  # noqa: E402
+from flows.holding import close_unfinished, name_run  # noqa: E402
 from flows.hooks import begin, tell  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
@@ -32,9 +33,10 @@ from sparsekd.errors import SparseKDError, StageError  # noqa: E402
 from tasks.graph import read_graph  # noqa: E402
 from tasks.groups import end_recorded_groups, start_group  # noqa: E402
 from tasks.state import FOLDER, StageState, log_path, progress_path, read_json, read_state, write_json  # noqa: E402
+from tasks.tracking.record import SWEEP_VARIABLE  # noqa: E402
 
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 15.0
 
 
 class _Sweep:
@@ -115,6 +117,7 @@ def _run_points(running: _Sweep) -> tuple[dict[str, str], dict[str, str]]:
     plan, done = running.plan, running.plan.done()
     for point in plan.points:
         StageState(point.label, "cached" if point.label in done else "waiting", ended=time.time()).write(plan.folder)
+    futures: dict[str, PrefectFuture[Any]] = {}
     try:
         futures = {
             point.label: _point.with_options(task_run_name=point.label).submit(point, running, point.label in done)
@@ -123,8 +126,13 @@ def _run_points(running: _Sweep) -> tuple[dict[str, str], dict[str, str]]:
         for future in futures.values():
             future.wait()
     except BaseException:  # Ctrl-C, SIGTERM, a cancellation: none of them may leave a run at work
-        running.stopping.set()
-        end_recorded_groups(plan.folder, [point.label for point in plan.points])
+        running.stopping.set()  # each ends its run, which closes its flow run
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            for future in futures.values():
+                future.wait(max(deadline - time.monotonic(), 0.1))
+        finally:
+            end_recorded_groups(plan.folder, [point.label for point in plan.points])
         raise
     outcomes, failures = {}, {}
     for label, future in futures.items():
@@ -144,23 +152,26 @@ def _point(point: Point, running: _Sweep, done: bool) -> Any:
     with running.slots:
         if running.stopping.is_set():
             raise StageError("The sweep was stopped.")
-        return _run_point(point, running.plan)
+        return _run_point(point, running)
 
 
-def _run_point(point: Point, plan: Plan) -> str:
-    logger = get_run_logger()
+def _run_point(point: Point, running: _Sweep) -> str:
+    logger, plan = get_run_logger(), running.plan
     if (space := plan.left_behind(point)) is not None:
         logger.info("going on with %s: what is whole comes from the cache", point.run)
+        close_unfinished(space.path, "It was killed with its sweep; a later run went on from what was whole.")
         workspace.remove(space)
     values = point.config.model_dump(mode="json")
     values.pop("preset")
-    write_json(plan.file(point), {"run": point.run, "at": plan.at, "values": values})
+    start = {"commit": plan.revision.commit, "overlay": plan.revision.overlay}
+    write_json(plan.file(point), {"run": point.run, **start, "values": values})
     log, begun = log_path(plan.folder, point.label), time.time()
     log.parent.mkdir(parents=True, exist_ok=True)
     shown = str(log.relative_to(plan.home))
     StageState(point.label, "running", begun, log=shown).write(plan.folder)
     logger.info("%s starts; its flow run has the same name", point.run)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}  # of this flow run
+    clean[SWEEP_VARIABLE] = plan.name
     command = [environment.python(), "-m", "flows.point", str(plan.file(point))]
     with log.open("wb") as output:
         group = start_group(command, root=plan.folder, name=point.label, env=clean, output=output)
@@ -168,6 +179,8 @@ def _run_point(point: Point, plan: Plan) -> str:
             while group.running():
                 time.sleep(_POLL_SECONDS)
                 _note_progress(point, plan)
+                if running.stopping.is_set():
+                    raise StageError("The sweep was stopped.")
             code = group.wait()
         except BaseException:
             group.end(_GRACE_SECONDS)

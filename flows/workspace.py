@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import fcntl
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from tasks.cache import cache_directory
 from tasks.lineage import repository
 from tasks.state import FOLDER
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FOLDER = "workspaces"
 _MEASURED = ("timings.json", "machine.json")  # what the estimates of a run start from
 
@@ -32,6 +34,9 @@ class Workspace:
 
     home: Path
     name: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name)  # it becomes a path, and it may come from a form
 
     @property
     def path(self) -> Path:
@@ -52,17 +57,26 @@ class Revision:
         return self.overlay or self.commit
 
 
-def create(home: Path, name: str, at: str | None = None) -> Workspace:
+def check_name(name: str) -> None:
+    """Raise ConfigError for what can be no name of a run: it names a folder, a git ref and an experiment."""
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock")):
+        raise ConfigError(f"{name!r} is no name for a run; use letters, digits, '.', '_' and '-', at most 100.")
+
+
+def create(home: Path, name: str, at: str | Revision | None = None, *, again: bool = False) -> Workspace:
     """A new workspace: the commit, tag or experiment `at`, or the checkout as it stands, with uncommitted changes.
 
-    Files that git does not know are not in it. Raises ConfigError for an unknown `at` and a name that is taken.
+    Files that git does not know are not in it. Raises ConfigError for an unknown `at` and a name that is taken; with
+    `again` an experiment of that name is made anew.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name for a run; use letters, digits, '.', '_' and '-', at most 100.")
-    revision = find_revision(home, at) if at is not None else _as_it_stands(home)
     space = Workspace(home, name)
     if space.path.exists():
         raise ConfigError(f"A run {name} is going on or was interrupted; choose another name, or `sparsekd gc`.")
+    if name in experiments(home) and not again:
+        raise ConfigError(
+            f"There is a run {name} already; choose another name, or give it up: `sparsekd gc --drop {name} --yes`."
+        )
+    revision = at if isinstance(at, Revision) else revision_of(home, at)
     space.path.parent.mkdir(parents=True, exist_ok=True)
     git(home, "worktree", "add", "--quiet", "--detach", str(space.path), revision.commit)
     try:
@@ -74,6 +88,11 @@ def create(home: Path, name: str, at: str | None = None) -> Workspace:
         remove(space)
         raise
     return space
+
+
+def revision_of(home: Path, at: str | None) -> Revision:
+    """What `at` names, or the checkout as it stands."""
+    return find_revision(home, at) if at is not None else _as_it_stands(home)
 
 
 def find_revision(home: Path, name: str) -> Revision:
@@ -94,18 +113,27 @@ def experiments(home: Path) -> dict[str, Revision]:
     return {found.name: Revision(found.base, found.commit) for found in repository.experiments(home)}
 
 
-def save(space: Workspace) -> None:
-    """Keep what the run made as the DVC experiment of its name. Raises StageError with DVC's reason."""
-    # The stages alone: data that is tracked by itself, such as corpora, need not be in the workspace
-    dvc(space.path, "exp", "save", "--force", "--name", space.name, "dvc.yaml")
+def save(space: Workspace, tag: bool = False) -> None:
+    """Keep what the run made as the DVC experiment of its name; with `tag`, tag it champion/NAME in git too.
+
+    Raises StageError with DVC's reason.
+    """
+    # DVC works with the stash and with refs that all worktrees share: two at once would mix their files
+    with _one_at_a_time(space.home):
+        # The stages alone: data that is tracked by itself, such as corpora, need not be in the workspace
+        dvc(space.path, "exp", "save", "--force", "--name", space.name, "dvc.yaml")
+        if tag:
+            git(space.home, "tag", "--force", f"champion/{space.name}", experiments(space.home)[space.name].tree)
 
 
-def promote(space: Workspace) -> str:
-    """Tag what was saved of the run, as a result that passed its gate; the tag's name."""
-    tag = f"champion/{space.name}"
-    saved = experiments(space.home)[space.name]
-    git(space.home, "tag", "--force", tag, saved.tree)
-    return tag
+@contextlib.contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Of the processes of this checkout, for what git allows only one of."""
+    path = home / FOLDER / "git.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def remove(space: Workspace) -> None:
@@ -129,9 +157,10 @@ def _as_it_stands(home: Path) -> Revision:
     commit = try_git(home, "rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
         raise ConfigError(f"{home} has no commit yet; a run in a workspace of its own starts from one: `git commit`.")
-    if not git(home, "status", "--porcelain", "--untracked-files=no"):
-        return Revision(commit)
-    return Revision(commit, git(home, "stash", "create") or None)
+    with _one_at_a_time(home):  # both refresh the index
+        if not git(home, "status", "--porcelain", "--untracked-files=no"):
+            return Revision(commit)
+        return Revision(commit, git(home, "stash", "create") or None)
 
 
 def _name_remotes_absolutely(config: configparser.ConfigParser, home: Path) -> None:

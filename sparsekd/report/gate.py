@@ -1,7 +1,7 @@
 """The gate: may this result replace the champion? Limits against dense, held against whole intervals on validation.
 
-Within the limit by its whole interval is *passed*; a value beyond the limit is *not passed*; a value within it whose
-interval is not, or that comes from too little, is *not enough evidence*: more documents, rows or rounds would tell.
+Within the limit by its whole interval is *passed*; a value beyond the limit is *not passed*; what comes from too
+little, or a value within the limit whose interval is not, is *not enough evidence*: more of it would tell.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class _Limit:
         word = "above" if self.largest else "below"
         said = f"{self.show(found.value)}{self._between(found)}"
         against = f"the limit {self.show(self.bound)}"
-        if sign * (found.value - self.bound) >= 0:
-            state: GateState = "not passed"
-            reason = f"{said} is not {'below' if self.largest else 'above'} {against}"
-        elif units < self.enough or worse_end is None:
-            state = "not enough evidence"
+        if units < self.enough or worse_end is None:
+            state: GateState = "not enough evidence"
             reason = f"{said} comes from {units} {self.units}, {self.enough} are needed"
+        elif sign * (found.value - self.bound) >= 0:
+            state = "not passed"
+            reason = f"{said} is not {'below' if self.largest else 'above'} {against}"
         elif sign * (worse_end - self.bound) >= 0:
             state = "not enough evidence"
             reason = f"{said}: its interval reaches {word} {against}; more {self.units} would tell"
@@ -118,10 +118,14 @@ def _tasks(limits: Limits, inputs: ReportInputs) -> Iterator[GateCheck]:
     if limits.task_margin is None:
         return
     ours, dense = (inputs.variants[name].validation for name in ("distilled", "dense"))
+    reported = inputs.variants["distilled"].evaluation.tasks
     bound = -limits.task_margin / 100
     limit = _Limit("task_margin", limits.task_margin, bound, False, _points, "rows", limits.minimum_rows)
     if not ours.tasks:
         yield limit.check("tasks", None, 0, "no row was scored for it; set evaluate.validation_rows")
+        return
+    for task in (name for name in reported if name not in ours.tasks):
+        yield limit.check(task, None, 0, "it has no rows beyond those of the test; lower evaluate.rows")
     for task, result in ours.tasks.items():
         mine, theirs, base = ours.scores.get(task), dense.scores.get(task), dense.tasks.get(task)
         rows, base_rows = shared_rows(mine, theirs) if mine and theirs else ([], [])

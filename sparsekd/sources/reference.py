@@ -77,7 +77,7 @@ def parse_source(
 
 def _hub(source: str, text: str, place: str) -> Reference:
     match = _HUB.fullmatch(text)
-    if match is None:
+    if match is None or {".", ".."} & set(match["name"].split("/")):
         raise SourceError(
             f"{place} is {source!r}; a hub source is hf:owner/name or hf:owner/name@revision. Correct it."
         )

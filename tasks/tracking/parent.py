@@ -33,9 +33,9 @@ def log_parent(
         tags = {SWEEP_TAG: name, "mlflow.source.name": "sparsekd sweep", "prefect.flow_run_id": flow_run_id or ""}
         parent = found[0] if found else client.create_run(experiment, tags=tags, run_name=name)
         run_id = str(parent.info.run_id)
-        for setting in settings:
+        for setting in settings:  # tags, not parameters: a grid may grow, and MLflow lets no parameter change
             key, _, value = setting.partition("=")
-            client.log_param(run_id, key.strip(), value.strip())
+            client.set_tag(run_id, f"sweep.{key.strip()}", value.strip())
         for file in _SHOWN:
             if (folder / file).is_file():
                 client.log_artifact(run_id, str(folder / file))

@@ -11,6 +11,7 @@ import getpass
 import hashlib
 import json
 import math
+import os
 import platform
 import re
 import subprocess
@@ -33,6 +34,8 @@ HEADLINE = "compression"
 """The group of metrics.json: distilled against dense. It sorts before dense, distilled, pruned and all others."""
 EXPERIMENT_TAG = "dvc.experiment"
 GATE_TAG = "sparsekd.gate"
+SWEEP_TAG, SWEEP_VARIABLE = "sparsekd.sweep.run", "SPARSEKD_SWEEP"
+"""Marks a run that is one of many to choose from: what passes its gate is no champion yet."""
 CARDS_AND_CURVES = {"README.md", "curve.csv"}
 """Files beside the checkpoint that are no part of the model."""
 
@@ -280,6 +283,7 @@ def _tags(root: Path, summary: dict[str, Any], key: str, lock_hash: str, flow_ru
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
         "mlflow.note.content": summary.get("verdict"),
+        SWEEP_TAG: os.environ.get(SWEEP_VARIABLE),
         GATE_TAG: (summary.get("gate") or {}).get("state"),
         **{f"model.source.{name}": value for name, value in source.items()},
         "model.source": source.get("name"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks.tracking.record import GATE_TAG, Record
+from tasks.tracking.record import GATE_TAG, SWEEP_TAG, Record
 from tasks.tracking.store import StoreError
 
 if TYPE_CHECKING:
@@ -81,13 +81,25 @@ def register(client: MlflowClient, run: Run, record: Record, folder: Path) -> Mo
 
 
 def judge(client: MlflowClient, version: ModelVersion, record: Record) -> None:
-    """Say on the version what the gate said, and make it the champion where it passed; else the old one stays."""
+    """Say on the version what the gate said, and make it the champion where it passed; else the old one stays.
+
+    The old one also stays where it is newer: an old run that is repeated, or one that an outage has kept waiting, does
+    not take its place; nor does a point of a sweep, which is there to be chosen from.
+    """
     state = record.tags.get(GATE_TAG)
     if state is None:
         return
     client.set_model_version_tag(version.name, str(version.version), GATE_TAG, state)
-    if state == "passed":
+    if state == "passed" and SWEEP_TAG not in record.tags and not _newer_champion(client, version, record):
         client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+
+
+def _newer_champion(client: MlflowClient, version: ModelVersion, record: Record) -> bool:
+    number = client.get_registered_model(version.name).aliases.get(CHAMPION)
+    if number is None:
+        return False
+    champion = client.get_model_version(version.name, str(number))
+    return int(number) > int(version.version) or int(champion.creation_timestamp) > record.ended
 
 
 def _weights(record: Record) -> list[tuple[str, str]]:

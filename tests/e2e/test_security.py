@@ -105,6 +105,7 @@ def test_other_commands_of_the_user_know_it_and_others_cannot_read_it(guarded: G
 def test_files_outside_the_directory_are_refused(guarded: Guarded) -> None:
     secret = str(guarded.checkout.root.parent / "secret.txt")
     for source in (
+        "hf:../..@" + 40 * "0",
         secret,
         "file:" + secret,
         "../secret.txt",
@@ -112,7 +113,7 @@ def test_files_outside_the_directory_are_refused(guarded: Guarded) -> None:
     ):
         run = guarded.run("compress", texts={"sources": [source], "revisions": None})
         assert run["state"]["message"].startswith("texts.sources is "), run["state"]["message"]
-        assert "reads local files from" in run["state"]["message"]
+        assert "reads local files from" in run["state"]["message"] or source.startswith("hf:")
     run = guarded.run("evaluate", model=str(guarded.checkout.root.parent))
     assert run["state"]["message"].startswith("model is "), run["state"]["message"]
     run = guarded.run("refresh", settings=[f"texts.sources=[{secret}]"])
@@ -126,6 +127,7 @@ def test_no_value_reaches_a_shell(guarded: Guarded, tmp_path: Path) -> None:
             ("compress", {"model": {"source": evil, "revision": None}}),
             ("compress", {"at": evil}),
             ("compress", {"name": evil}),
+            ("compress", {"name": "../.."}),
             ("evaluate", {"model": evil}),
             ("sweep", {"settings": [f"report.name={evil},b"], "name": evil}),
         ):

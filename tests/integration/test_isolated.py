@@ -63,6 +63,10 @@ def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> 
     assert first["outcomes"]["prune"] == "computed"
     assert (mini.root / ".sparsekd" / "runs" / "first" / "logs" / "prune.log").is_file()
 
+    taken = run("compress", "--isolated", "--name", "first")
+    assert taken.returncode == 2
+    assert "There is a run first already" in taken.stderr
+
     again = run("compress", "--at", "first", "--name", "second")
     assert again.returncode == 0, again.stderr
     [second, _] = json.loads(run("runs", "--json").stdout)
@@ -184,7 +188,7 @@ def test_uncommitted_changes_are_in_a_workspace_and_other_revisions_are_found(mi
     assert "width: 0.75" in (clean.path / "params.yaml").read_text()
     with pytest.raises(ConfigError, match="choose another name"):
         create(mini.root, "dirty")
-    for name in ("../up", "-x", "a b", ""):
+    for name in ("../up", "../..", str(mini.root), "-x", "a b", "", "a..b", "a.", "a.lock", "x" * 101):
         with pytest.raises(ConfigError, match="no name for a run"):
             create(mini.root, name)
     for at in ("nowhere", "--help", "HEAD; touch /tmp/p"):

@@ -234,11 +234,11 @@ def test_a_sweep_is_a_parent_with_children_and_is_brought_up_to_date(project: Pr
     folder.mkdir()
     (folder / "table.md").write_text("| the table |\n")
     settings = ["prune.width=0.75,0.5"]
-    parent = log_parent(project.root, "s", settings, {"w0.75": children["w0.75"]}, folder)
+    parent = log_parent(project.root, "s", ["prune.width=0.75"], {"w0.75": children["w0.75"]}, folder)
     assert log_parent(project.root, "s", settings, children, folder) == parent
     found = {run.info.run_name: run for run in runs(project.database)}
     assert set(found) == {"s", "s-w0.75", "s-w0.5"}
-    assert found["s"].data.params == {"prune.width": "0.75,0.5"}
+    assert found["s"].data.tags["sweep.prune.width"] == "0.75,0.5"
     assert found["s"].info.status == "FINISHED"
     assert found["s"].data.tags["mlflow.note.content"] == "| the table |\n"
     for label, run_id in children.items():

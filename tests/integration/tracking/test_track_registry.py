@@ -81,6 +81,30 @@ def test_only_a_passed_gate_makes_a_champion_and_the_old_one_stays(project: Proj
     assert [version.tags["sparsekd.gate"] for version in versions(project.database)] == states
 
 
+def test_what_is_older_or_of_a_sweep_takes_no_champions_place(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def champion() -> int:
+        return int(client(project.database).get_registered_model("tiny").aliases["champion"])
+
+    project.run(weights=b"one", gate="passed")
+    track(project.root)
+    project.run(weights=b"two", gate="passed")
+    track(project.root)
+    assert champion() == 2
+    project.run(weights=b"one", gate="passed", kl=0.4)  # its bytes are version 1
+    assert track(project.root).model_version == "1"
+    assert champion() == 2
+    monkeypatch.setenv("SPARSEKD_SWEEP", "widths")
+    project.run(weights=b"three", gate="passed")
+    result = track(project.root)
+    assert (result.model_version, champion()) == ("3", 2)
+    monkeypatch.delenv("SPARSEKD_SWEEP")
+    project.run(weights=b"three", gate="passed", kl=0.3)  # chosen from the sweep and run by itself
+    track(project.root)
+    assert champion() == 3
+
+
 # The registry, with a real model and a real server
 
 

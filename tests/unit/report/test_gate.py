@@ -1,6 +1,7 @@
 """The gate: every limit against a slow reading of what was stored, and the three ways that it can end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,19 @@ def test_a_task_may_lose_its_margin_by_the_lower_end(run):
     assert states == ["passed", "not enough evidence", "not passed"]
 
 
+def test_a_task_without_rows_of_its_own_is_not_passed_over(run):
+    inputs = run[1]
+    tasks = {name: found for name, found in inputs.variants["distilled"].validation.tasks.items() if name != "piqa"}
+    ours = inputs.variants["distilled"]
+    ours = replace(ours, validation=replace(ours.validation, tasks=tasks))
+    judged = summarise(
+        replace(inputs, variants=inputs.variants | {"distilled": ours}), limits=Gate(task_margin=100)
+    ).gate
+    [check] = [check for check in judged.checks if check.part == "piqa"]
+    assert check.state == "not enough evidence"
+    assert "no rows beyond those of the test" in check.reason
+
+
 def test_a_task_at_chance_says_nothing(run):
     checks = {check.part: check for check in judged(run, task_margin=100).checks}
     assert checks["winogrande"].state == "not enough evidence"
@@ -109,6 +123,7 @@ def test_speed_needs_its_whole_range_above_and_enough_rounds(run, tmp_path):
     ("limits", "differing", "says"),
     [
         ({"kl": 10.0}, {"documents": 4}, "4 documents, 10 are needed"),
+        ({"kl": 0.001}, {"documents": 4}, "4 documents, 10 are needed"),
         ({"task_margin": 50}, {"validation_rows": 60}, "60 rows, 100 are needed"),
         ({"task_margin": 50}, {"validation_rows": 0}, "set evaluate.validation_rows"),
         ({"kl": 10.0, "corpora": ("news",)}, {}, "scored were wiki, c4, stories, code and chat"),
