@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import urllib.error
@@ -9,10 +10,13 @@ import urllib.request
 from typing import Any
 
 
-def ask(api: str, path: str, body: Any = None) -> Any:
+def ask(api: str, path: str, body: Any = None, password: str | None = None) -> Any:
     """GET `api`/`path`, or POST a `body`. As Prefect's client does, try again where SQLite is busy (503)."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    if password is not None:
+        headers["Authorization"] = "Basic " + base64.b64encode(password.encode()).decode()
+    request = urllib.request.Request(f"{api}/{path}", data, headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for remaining in range(20, -1, -1):
         try:
