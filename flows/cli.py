@@ -45,6 +45,14 @@ Model = Annotated[
     str,
     typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
 ]
+ModelOver = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
+]
+PresetOver = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be; else params.yaml."),
+]
 Preset = Annotated[str, typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be.")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time
@@ -77,10 +85,7 @@ def compress(
             help="How thorough to be; written to params.yaml. Without it params.yaml is used as it stands.",
         ),
     ] = None,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
-    ] = None,
+    model: ModelOver = None,
     revision: Revision = None,
     texts: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -150,14 +155,8 @@ def sweep(
             "-S", "--set", metavar="stage.key=value,value", help="Values between commas span the grid; repeat for more."
         ),
     ],
-    preset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be; else params.yaml."),
-    ] = None,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
-    ] = None,
+    preset: PresetOver = None,
+    model: ModelOver = None,
     texts: Texts = None,
     at: Annotated[
         Optional[str],  # noqa: UP045
@@ -288,10 +287,7 @@ def config(
 @app.command(epilog="Examples: sparsekd refresh  |  sparsekd refresh -S gate.kl=0.3")
 def refresh(
     settings: Settings = None,
-    preset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be; else params.yaml."),
-    ] = None,
+    preset: PresetOver = None,
     at: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--at", metavar="REV", help="From this commit, tag, branch or experiment."),

@@ -18,11 +18,10 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Failed  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from flows import settle  # noqa: E402
 from flows.holding import close_unfinished, note_run  # noqa: E402
-from flows.hooks import begin, end_stages, ended, tell, tell_unless_passed  # noqa: E402
+from flows.hooks import STAGES_FLOW, begin, ended  # noqa: E402
 from flows.isolated import run_isolated  # noqa: E402
 from flows.lock import run_lock  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
@@ -50,16 +49,7 @@ prefect_log.shorten()
 _DEFAULTS = RunConfig()
 
 
-@flow(
-    name="compress",
-    on_cancellation=[end_stages],
-    on_crashed=[end_stages, tell],
-    on_failure=[tell],
-    on_completion=[tell_unless_passed],
-    task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; Run.slot limits what works at once
-    retries=0,
-    persist_result=False,
-)
+@flow(name="compress", **STAGES_FLOW)
 def compress(
     runtime: Runtime = _DEFAULTS.runtime,
     model: Model = _DEFAULTS.model,

@@ -69,9 +69,7 @@ def _deployment(
 
 def form_values(config: RunConfig) -> dict[str, Any]:
     """The flow's parameters that stand for `config`; a run from a form works in a workspace of its own."""
-    values = config.model_dump(mode="json")
-    values.pop("preset")
-    return {**values, "isolated": True}
+    return {**params.sections(config), "isolated": True}
 
 
 def refresh_forms(root: Path) -> None:

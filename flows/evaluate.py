@@ -20,13 +20,14 @@ from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
 from flows import params  # noqa: E402
+from flows.child import run_child  # noqa: E402
 from flows.confined import check_confined, check_source  # noqa: E402
 from flows.holding import name_run  # noqa: E402
 from flows.hooks import begin, tell  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
-from sparsekd.errors import SparseKDError, StageError  # noqa: E402
+from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
-from tasks.groups import end_recorded_groups, start_group  # noqa: E402
+from tasks.groups import end_recorded_groups  # noqa: E402
 from tasks.state import FOLDER  # noqa: E402
 
 
@@ -89,25 +90,12 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     folder = _folder(home, str(this_run.id))
     out = folder / "evaluation"
     shutil.rmtree(out, ignore_errors=True)  # half of an earlier attempt
-    folder.mkdir(parents=True, exist_ok=True)
-    group_name = _group(str(this_run.id))
-    end_with_parent(home, [group_name])
-    command = [environment.python(), "-m", "flows", "evaluate", f"--model={model}", f"--out={out}"]
-    command += [f"--preset={preset}", *(f"--set={setting}" for setting in settings)]
-    command += [f"--dense={dense}"] if dense is not None else []
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}  # of this flow run
-    log = folder / "log"
-    with log.open("wb") as output:
-        group = start_group(command, root=home, name=group_name, env=clean, output=output)
-        try:
-            code = group.wait()
-        except BaseException:
-            group.end()
-            raise
-    lines = log.read_text(errors="replace").splitlines()
-    if code != 0:
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise StageError((said or [f"The evaluation ended with code {code}."])[-1])
+    group = _group(str(this_run.id))
+    end_with_parent(home, [group])
+    arguments = ["flows", "evaluate", f"--model={model}", f"--out={out}", f"--preset={preset}"]
+    arguments += [f"--set={setting}" for setting in settings]
+    arguments += [f"--dense={dense}"] if dense is not None else []
+    run_child(arguments, root=home, name=group, log=folder / "log")
     found = Evaluation.model_validate_json((out / "evaluation.json").read_text())
     create_markdown_artifact(key="evaluation", markdown=f"## {name}\n\n{table(found)}", description=model)
     logger.info("The files are in %s.", out.relative_to(home))

@@ -66,12 +66,12 @@ class Plan:
             )
         for point in self.points:
             before = noted.get("points", {}).get(point.label)
-            if before is not None and before != _values(point.config):
+            if before is not None and before != params.sections(point.config):
                 raise ConfigError(
                     f"Sweep {self.name} has another {point.label} already; choose another --name, or none: without one "
                     "a sweep is named by what it computes."
                 )
-        points = noted.get("points", {}) | {point.label: _values(point.config) for point in self.points}
+        points = noted.get("points", {}) | {point.label: params.sections(point.config) for point in self.points}
         values = {"name": self.name, "at": commit, "settings": self.settings, "points": points}
         write_json(self.folder / "sweep.json", values)
 
@@ -153,13 +153,6 @@ def _label(values: dict[str, str]) -> str:
     return "-".join(parts)
 
 
-def _values(config: RunConfig) -> dict[str, Any]:
-    """What a configuration computes: all but the name of the preset that it started from."""
-    values = config.model_dump(mode="json")
-    values.pop("preset")
-    return values
-
-
 def _digest(configs: list[RunConfig], commit: str | None) -> str:
-    text = json.dumps([commit, *(_values(config) for config in configs)], sort_keys=True)
+    text = json.dumps([commit, *(params.sections(config) for config in configs)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:6]

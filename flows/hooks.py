@@ -9,6 +9,7 @@ from prefect import Flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as this_run
 from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.attempts import going_on
 from flows.holding import name_of, place_of
@@ -59,3 +60,15 @@ def tell_unless_passed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
     """Tell the webhook of a gate that was not passed."""
     if state.name in (_GATE_STATES["not passed"], _GATE_STATES["not enough evidence"]):
         tell(flow, flow_run, state)
+
+
+STAGES_FLOW: dict[str, Any] = {
+    "on_cancellation": [end_stages],
+    "on_crashed": [end_stages, tell],
+    "on_failure": [tell],
+    "on_completion": [tell_unless_passed],
+    "task_runner": ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; Run.slot limits what works at once
+    "retries": 0,
+    "persist_result": False,
+}
+"""What every flow that runs the stages has in common."""

@@ -174,6 +174,13 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     return flat
 
 
+def sections(config: RunConfig) -> dict[str, Any]:
+    """What a configuration computes, as a flow takes it: all but the name of the preset that it started from."""
+    values = config.model_dump(mode="json")
+    values.pop("preset")
+    return values
+
+
 def differences(before: RunConfig, after: RunConfig) -> list[Change]:
     """What differs, in the order of the file."""
     old, new = flatten(before), flatten(after)

@@ -12,11 +12,10 @@ environment.apply(environment.checkout_root(), name_root=False)  # before prefec
 from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
 from flows import history, params, preflight  # noqa: E402
 from flows.history import RunRecord  # noqa: E402
-from flows.hooks import begin, end_stages, tell, tell_unless_passed  # noqa: E402
+from flows.hooks import STAGES_FLOW, begin  # noqa: E402
 from flows.isolated import run_isolated  # noqa: E402
 from flows.kept import kept_config, kept_runs, kept_summary, same_values  # noqa: E402
 from sparsekd.config import RunConfig, parse_config  # noqa: E402
@@ -24,16 +23,7 @@ from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.report.changes import changes, markdown  # noqa: E402
 
 
-@flow(
-    name="refresh",
-    on_cancellation=[end_stages],
-    on_crashed=[end_stages, tell],
-    on_failure=[tell],
-    on_completion=[tell_unless_passed],
-    task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; Run.slot limits what works at once
-    retries=0,
-    persist_result=False,
-)
+@flow(name="refresh", **STAGES_FLOW)
 def refresh(
     settings: list[str] = [],  # noqa: B006 - Prefect's form shows it, nobody changes it
     preset: Literal["smoke", "default", "quality"] | None = None,
@@ -81,10 +71,8 @@ def _refresh(home: Path, config: RunConfig, at: str | None) -> Any:
         )
     for line in _news(home, before, config):
         logger.info(line)
-    given = config.model_dump(mode="json")
-    given.pop("preset")
     name = history.new_name(home, config)
-    state = run_isolated(home, given, at, name)
+    state = run_isolated(home, params.sections(config), at, name)
     _show_changes(home, before, name, config)
     return state
 

@@ -21,7 +21,8 @@ from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from pydantic import Field  # noqa: E402
 
-from flows import grid, workspace  # noqa: E402
+from flows import grid, params, workspace  # noqa: E402
+from flows.child import run_child  # noqa: E402
 from flows.compare import compare  # noqa: E402
 from flows.display import STAGES  # noqa: E402
 from flows.grid import Plan, Point  # noqa: E402
@@ -31,11 +32,10 @@ from flows.lock import run_lock  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
 from sparsekd.errors import SparseKDError, StageError  # noqa: E402
 from tasks.graph import read_graph  # noqa: E402
-from tasks.groups import end_recorded_groups, start_group  # noqa: E402
+from tasks.groups import end_recorded_groups  # noqa: E402
 from tasks.state import FOLDER, StageState, log_path, progress_path, read_json, read_state, write_json  # noqa: E402
 from tasks.tracking.record import SWEEP_VARIABLE  # noqa: E402
 
-_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 15.0
 
 
@@ -161,35 +161,33 @@ def _run_point(point: Point, running: _Sweep) -> str:
         logger.info("going on with %s: what is whole comes from the cache", point.run)
         close_unfinished(space.path, "It was killed with its sweep; a later run went on from what was whole.")
         workspace.remove(space)
-    values = point.config.model_dump(mode="json")
-    values.pop("preset")
     start = {"commit": plan.revision.commit, "overlay": plan.revision.overlay}
-    write_json(plan.file(point), {"run": point.run, **start, "values": values})
+    write_json(plan.file(point), {"run": point.run, **start, "values": params.sections(point.config)})
     log, begun = log_path(plan.folder, point.label), time.time()
-    log.parent.mkdir(parents=True, exist_ok=True)
     shown = str(log.relative_to(plan.home))
     StageState(point.label, "running", begun, log=shown).write(plan.folder)
     logger.info("%s starts; its flow run has the same name", point.run)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT__")}  # of this flow run
-    clean[SWEEP_VARIABLE] = plan.name
-    command = [environment.python(), "-m", "flows.point", str(plan.file(point))]
-    with log.open("wb") as output:
-        group = start_group(command, root=plan.folder, name=point.label, env=clean, output=output)
-        try:
-            while group.running():
-                time.sleep(_POLL_SECONDS)
-                _note_progress(point, plan)
-                if running.stopping.is_set():
-                    raise StageError("The sweep was stopped.")
-            code = group.wait()
-        except BaseException:
-            group.end(_GRACE_SECONDS)
-            raise
+
+    def poll() -> None:
+        _note_progress(point, plan)
+        if running.stopping.is_set():
+            raise StageError("The sweep was stopped.")
+
+    try:
+        run_child(
+            ["flows.point", str(plan.file(point))],
+            root=plan.folder,
+            name=point.label,
+            log=log,
+            variables={SWEEP_VARIABLE: plan.name},
+            on_poll=poll,
+            grace=_GRACE_SECONDS,
+        )
+    except StageError as error:
+        ended = time.time()
+        StageState(point.label, "failed", begun, ended, ended - begun, str(error), shown).write(plan.folder)
+        raise StageError(f"{error} Its log is {shown}.") from None
     ended = time.time()
-    if code != 0:
-        reason = _reason(log.read_text(errors="replace"), code)
-        StageState(point.label, "failed", begun, ended, ended - begun, reason, shown).write(plan.folder)
-        raise StageError(f"{reason} Its log is {shown}.")
     StageState(point.label, "done", begun, ended, ended - begun, None, shown).write(plan.folder)
     return "done"
 
@@ -204,12 +202,6 @@ def _note_progress(point: Point, plan: Plan) -> None:
     states = [state.state for name in stages if (state := read_state(place, name))]
     ended = sum(state in ("done", "cached") for state in states)
     write_json(progress_path(plan.folder, point.label), {"done": ended, "total": len(stages), "unit": STAGES})
-
-
-def _reason(log: str, code: int) -> str:
-    """The run's own last `error:` line, or that it has none."""
-    said = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
-    return said[-1] if said else f"The run ended with code {code}."
 
 
 def _labels(folder: Path) -> list[str]:

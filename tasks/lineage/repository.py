@@ -6,12 +6,12 @@ import functools
 import hashlib
 import json
 import posixpath
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsekd.errors import StageError
+from tasks.git import git_output
 
 _NO_EXPERIMENTS = {"exec", "apply", "running", "celery"}  # DVC's own refs beside those of experiments
 _IGNORED = ".dvcignore"
@@ -41,7 +41,7 @@ def experiments(root: Path) -> list[Experiment]:
     Raises StageError where git cannot tell: that there are none must not be concluded from a fault.
     """
     found = []
-    listing = _git(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps")
+    listing = git_output(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps")
     if listing is None:
         raise StageError(f"git cannot list the experiments in {root}; it must be a git repository.")
     for line in listing.decode().splitlines():
@@ -54,7 +54,7 @@ def experiments(root: Path) -> list[Experiment]:
 
 def has_commit(root: Path, commit: str) -> bool:
     """Whether the commit is in this repository."""
-    return _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+    return git_output(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
 
 class CommitTree:
@@ -92,7 +92,7 @@ class CommitTree:
     @functools.cached_property
     def _files(self) -> dict[str, str]:
         """Every file of the commit: its object in git."""
-        listing = _git(self.root, "ls-tree", "-r", "-z", "--full-tree", self.commit) or b""
+        listing = git_output(self.root, "ls-tree", "-r", "-z", "--full-tree", self.commit) or b""
         entries = (entry.partition("\t") for entry in listing.decode(errors="surrogateescape").split("\0") if entry)
         return {path: about.split()[2] for about, _, path in entries if about.split()[1] == "blob"}
 
@@ -116,7 +116,7 @@ class CommitTree:
     def _bytes(self, paths: list[str]) -> list[bytes]:
         """The bytes of files of the commit, by one call of git."""
         objects = "".join(f"{self._files[path]}\n" for path in paths)
-        out = _git(self.root, "cat-file", "--batch", text=objects.encode())
+        out = git_output(self.root, "cat-file", "--batch", text=objects.encode())
         if out is None:
             raise OSError(f"git cannot read the files of commit {self.commit}")
         contents, at = [], 0
@@ -130,12 +130,3 @@ class CommitTree:
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _git(root: Path, *arguments: str, text: bytes = b"") -> bytes | None:
-    """What git prints, or None where it fails: no repository, no such object, no git."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, input=text, capture_output=True, check=False)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None

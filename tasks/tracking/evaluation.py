@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sparsekd.evaluation.results import Evaluation
-from tasks.state import FOLDER
 from tasks.tracking.record import metric_name
-from tasks.tracking.store import connect, experiment_id, locked, patient, resolve_uri
+from tasks.tracking.store import opened
 
 
 def log_evaluation(
@@ -21,11 +20,9 @@ def log_evaluation(
     uri: str | None = None,
 ) -> str:
     """Log it, with the `files` that it wrote; the run's id. Raises what MLflow raises."""
-    uri = resolve_uri(home, uri)
-    with patient(), locked(home / FOLDER / "track.lock"):
-        client = connect(uri)
+    with opened(home, uri) as (client, experiment):
         tags = {"mlflow.source.name": "sparsekd evaluate", "prefect.flow_run_id": flow_run_id or ""}
-        run = client.create_run(experiment_id(client, uri), tags=tags, run_name=name)
+        run = client.create_run(experiment, tags=tags, run_name=name)
         run_id = str(run.info.run_id)
         for key, value in settings.items():
             client.log_param(run_id, key, value)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks.state import FOLDER
-from tasks.tracking.store import connect, experiment_id, locked, patient, resolve_uri
+from tasks.tracking.store import opened
 
 SWEEP_TAG, LABEL_TAG, _PARENT_TAG = "sparsekd.sweep", "sparsekd.sweep.point", "mlflow.parentRunId"
 _SHOWN = ("results.json", "table.md", "trade_off.png")
@@ -25,10 +24,7 @@ def log_parent(
 
     `children` maps a point's label to its MLflow run; `folder` holds the sweep's files. Raises what MLflow raises.
     """
-    uri = resolve_uri(home, uri)
-    with patient(), locked(home / FOLDER / "track.lock"):
-        client = connect(uri)
-        experiment = experiment_id(client, uri)
+    with opened(home, uri) as (client, experiment):
         found = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = '{name}'")
         tags = {SWEEP_TAG: name, "mlflow.source.name": "sparsekd sweep", "prefect.flow_run_id": flow_run_id or ""}
         parent = found[0] if found else client.create_run(experiment, tags=tags, run_name=name)

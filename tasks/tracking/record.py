@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from typing import Any
 from sparsekd.artifacts import Artifact, hash_file
 from sparsekd.config import parse_config
 from sparsekd.errors import ArtifactError
+from tasks.git import git_output
 from tasks.graph import StageSpec, read_graph
 from tasks.process import read_params, select
 
@@ -299,12 +299,8 @@ def _user() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None where there is no repository, no commit or no git."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    printed = git_output(root, *arguments, seconds=30)
+    return None if printed is None else printed.decode(errors="replace").strip()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsekd.errors import SparseKDError
+from tasks.state import FOLDER
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,6 +88,15 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
         client.search_experiments(max_results=1)
     return client
+
+
+@contextlib.contextmanager
+def opened(home: Path, uri: str | None = None) -> Iterator[tuple[MlflowClient, str]]:
+    """The store of the checkout at `home`, and its experiment's id; one process of the checkout at a time."""
+    uri = resolve_uri(home, uri)
+    with patient(), locked(home / FOLDER / "track.lock"):
+        client = connect(uri)
+        yield client, experiment_id(client, uri)
 
 
 def create_database(root: Path) -> str:
