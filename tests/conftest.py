@@ -1,10 +1,10 @@
-"""Tiny random models of every family, a real tokenizer, small texts; offline for the whole session."""
+"""Shared by all tests: tiny random models, small texts, a Prefect server; offline, nothing left for the next test."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,58 +20,13 @@ os.environ |= {
 }
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from flows.servers import free_port, start_prefect
+from tests.tiny_models import make_documents, make_tokenizer, write_model
 
 # Started in the background by a shell, this process and so its children would ignore Ctrl-C, which tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-FAMILIES = ("llama", "qwen2", "qwen3", "phi3")
-WORDS = [
-    "the",
-    "a",
-    "river",
-    "stone",
-    "light",
-    "small",
-    "great",
-    "old",
-    "house",
-    "tree",
-    "walks",
-    "sees",
-    "finds",
-    "under",
-    "over",
-    "near",
-    "and",
-    "but",
-    "then",
-    "morning",
-    "evening",
-    "water",
-    "bread",
-    "music",
-    "letter",
-    "window",
-    "garden",
-    "child",
-    "teacher",
-    "road",
-    "winter",
-    "summer",
-    "blue",
-    "green",
-    "quiet",
-    "bright",
-    "slowly",
-]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -83,10 +38,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         pytest.exit("tests were skipped although SPARSEKD_NO_SKIPS is set", returncode=1)
 
 
-def make_documents(count: int, seed: int, words: int = 120) -> list[str]:
-    """Distinct documents of random sentences."""
-    draw = random.Random(seed)
-    return [" ".join(draw.choice(WORDS) for _ in range(words)) + f". document {seed}-{n}." for n in range(count)]
+@pytest.fixture(autouse=True, scope="module")
+def _environment_of_the_module() -> Iterator[None]:
+    """What a module's fixtures and a flow that runs in this process leave in os.environ reaches no other module."""
+    with _kept_environment():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_the_test() -> Iterator[None]:
+    """Nor does what a test leaves reach the next one."""
+    with _kept_environment():
+        yield
+
+
+@contextlib.contextmanager
+def _kept_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
@@ -101,48 +75,15 @@ def _few_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the tests' own sentences, with a chat template."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=384,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(make_documents(50, seed=99), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
-    """Write a tiny random stock checkpoint of a family and return its directory; further arguments go to its config."""
+    """Write a tiny random stock checkpoint of a family and return its directory; arguments as of `write_model`."""
 
-    def make(model_type: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-        sizes = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "initializer_range": 0.2,
-        }
-        torch.manual_seed(seed)
-        config = AutoConfig.for_model(model_type, **(sizes | changes))
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
-        model.config.dtype = dtype
-        path = tmp_path_factory.mktemp(model_type) / "model"
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        return path
+    def make(model_type: str = "llama", **changes: Any) -> Path:
+        return write_model(tmp_path_factory.mktemp(model_type) / "model", tokenizer, model_type, **changes)
 
     return make
 

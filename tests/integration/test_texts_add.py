@@ -18,9 +18,9 @@ from sparsekd.artifacts import hash_file
 from sparsekd.errors import ResourceError, StageError
 from tasks.cache import cached_object
 from tasks.corpora import Recorded, recorded
-from tests.conftest import make_documents
 from tests.integration.test_command_line import command
 from tests.miniature import CHECKOUT, Miniature, kill, make_miniature, started, wait_until
+from tests.tiny_models import make_documents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

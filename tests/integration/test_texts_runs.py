@@ -15,10 +15,10 @@ from flows.commands import dvc, git
 from flows.workspace import create, experiments
 from tasks.cache import cached_object, dvc_objects
 from tasks.corpora import recorded
-from tests.conftest import make_documents
 from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture
 from tests.integration.test_texts_add import added, commit, talks
 from tests.miniature import Miniature
+from tests.tiny_models import make_documents
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -23,17 +23,12 @@ _VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_N
 @pytest.fixture(autouse=True)
 def _no_store_of_the_process() -> Iterator[None]:
     """A test that sets MLflow's own URI, which MLflow also puts into the environment, leaves none to the next."""
-    before = {name: os.environ.get(name) for name in _VARIABLES}
     yield
     if "mlflow" in sys.modules:
         import mlflow
 
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 def _own_store(patch: pytest.MonkeyPatch) -> None:

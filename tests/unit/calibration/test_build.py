@@ -17,7 +17,7 @@ from sparsekd.calibration.split import refuse_overlap, split_documents
 from sparsekd.config import Calibrate
 from sparsekd.errors import SourceError
 from sparsekd.models import load_model
-from tests.conftest import make_documents
+from tests.tiny_models import make_documents
 
 SMALL = Calibrate(
     tokens=1024, sequence_length=64, held_out_tokens=128, held_out_share=0.2, minimum_characters=10, chat_prompts=3,

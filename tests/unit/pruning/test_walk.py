@@ -11,7 +11,7 @@ import torch
 from sparsekd.config import Prune
 from sparsekd.models import count_parameters, feed_forwards, load_model, save_checkpoint
 from sparsekd.pruning.walk import prune_model
-from tests.conftest import FAMILIES
+from tests.tiny_models import FAMILIES
 
 
 def tokens(vocab: int, sequences: int = 6, length: int = 32) -> torch.Tensor:
