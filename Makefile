@@ -8,8 +8,7 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PRESET ?=
 ARGS ?=
-# Test processes: one a core, at most four, since each starts servers of its own
-TEST := -m pytest -n auto --maxprocesses 4
+TEST := -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup compress test check ui format lock clean

@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks import environment
 
-environment.apply(environment.checkout_root())  # before prefect is imported
+environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
 from prefect.client.schemas.objects import StateType  # noqa: E402

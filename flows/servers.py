@@ -1,4 +1,4 @@
-"""Prefect's and MLflow's servers as children under the guard, on 127.0.0.1 only."""
+"""Prefect's and MLflow's servers as children under the guard, on 127.0.0.1 unless told otherwise."""
 
 from __future__ import annotations
 

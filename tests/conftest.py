@@ -25,8 +25,20 @@ from transformers import PreTrainedTokenizerFast
 from flows.servers import free_port, start_prefect
 from tests.tiny_models import make_documents, make_tokenizer, write_model
 
+_ENVIRONMENT = dict(os.environ)
+
 # Started in the background by a shell, this process and so its children would ignore Ctrl-C, which tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Modules with flows set Prefect's home and more as they are imported; each test's checkout has its own."""
+    _restore(_ENVIRONMENT)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are cores, since a third of the time is waiting for servers; at most four."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -58,9 +70,13 @@ def _kept_environment() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+        _restore(before)
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture(autouse=True)

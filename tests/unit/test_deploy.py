@@ -84,7 +84,7 @@ def test_every_deployment_has_its_flow_and_what_a_team_needs() -> None:
         assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), entry["entrypoint"]
         assert TAG in entry["tags"], "what the automations go by"
         assert entry["description"]
-        assert entry["work_pool"]["name"] in {"machines", "control"}, "control: for flows that only start others"
+        assert entry["work_pool"]["name"] == "machines"
         assert entry["work_pool"]["job_variables"]["stream_output"] is False
         for schedule in entry.get("schedules", []):
             assert schedule["active"] is False, "examples"
