@@ -16,6 +16,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "true",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -23,6 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from flows.servers import free_port, start_prefect
+from tests.databases import copy_prefect_database
 from tests.tiny_models import make_documents, make_tokenizer, write_model
 
 _ENVIRONMENT = dict(os.environ)
@@ -107,7 +109,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server for one module's tests: a run that starts its own takes 8 s longer."""
-    server = start_prefect(tmp_path_factory.mktemp("prefect"), free_port(), ui=False)
+    root = tmp_path_factory.mktemp("prefect")
+    copy_prefect_database(root)
+    server = start_prefect(root, free_port(), ui=False)
     try:
         server.wait_until_ready("/api/health")
         yield f"{server.url}/api"

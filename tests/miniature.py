@@ -26,6 +26,7 @@ from flows.commands import git
 from flows.workspace import experiments
 from tasks.cache import dvc_objects
 from tasks.graph import StageSpec, read_graph
+from tests.databases import copy_prefect_database
 
 STAGES = ("calibrate", "teacher", "prune", "distill")
 CHECKOUT = Path(__file__).parent.parent
@@ -163,6 +164,7 @@ def make_miniature(path: Path) -> Miniature:
     (path / "mini" / "__init__.py").touch()
     shutil.copytree(CHECKOUT / "presets", path / "presets")
     (path / ".gitignore").write_text("/.sparsekd/\n/.prefect/\n/control/\n/mlflow/*\n__pycache__/\n*.partial/\n")
+    copy_prefect_database(path)
     (path / "mlflow").mkdir()
     shutil.copy(CHECKOUT / "mlflow" / "server.env", path / "mlflow")
     quietly = {"check": True, "cwd": path, "stdout": subprocess.DEVNULL}

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from flows.lock import run_lock
 from flows.staleness import staleness
 from sparsekd.report import write_report
+from tests.databases import copy_mlflow_database
 from tests.made_up_run import PROMPTS, MadeUpRun
 from tests.miniature import CHECKOUT, Miniature, make_miniature
 
@@ -60,6 +61,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
     """A miniature whose stages, a report with made-up numbers among them, have all run through DVC."""
     mini = make_miniature(tmp_path_factory.mktemp("computed") / "a checkout")
     root = mini.root
+    copy_mlflow_database(root)
     with (root / "dvc.yaml").open("a") as stream:
         stream.write(_REPORT_STAGE)
     (root / "mini" / "report.py").write_text(_REPORT)
