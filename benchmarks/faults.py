@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from flows.commands import git
-from flows.servers import free_port
+from flows.servers import answers, free_port
 from flows.workspace import Workspace, experiments, workspaces
 from tasks.cache import dvc_objects
 from tasks.state import read_json, read_state
@@ -143,7 +143,7 @@ def serving(checkout: Path, port: int | None = None) -> Iterator[Served]:
 def cancel(arguments: argparse.Namespace) -> None:
     """Cancel a run in each stage; the next one computes that stage and none before it."""
     with serving(arguments.checkout) as served:
-        for index, stage in enumerate(STAGES):
+        for stage in STAGES:
             run = served.start(arguments.settings)
             place = served.reaches(run, stage)
             time.sleep(arguments.after)
@@ -151,7 +151,6 @@ def cancel(arguments: argparse.Namespace) -> None:
             gone = until(lambda place=place: not processes_in(place.path), f"the processes of {stage} to end", 120)  # type: ignore[misc]
             until(lambda run=run: served.state(run)[0] == "Cancelled", "Cancelled", 60)  # type: ignore[misc]
             print(f"{stage}: cancelled, no process after {gone:.1f} s", flush=True)
-            del index
         run = served.start(arguments.settings)
         print(f"the next run: {served.ends(run)}; {served.outcomes(run)}", flush=True)
         same(arguments, ask(served.api, f"flow_runs/{run}")["name"])
@@ -164,16 +163,22 @@ def kill(arguments: argparse.Namespace) -> None:
         run = served.start(arguments.settings)
         place = served.reaches(run, arguments.stage)
         time.sleep(arguments.after)
-        for victim, pid in (("flow process", flow_process(place)), ("Prefect server", server_process(served))):
-            print(f"SIGKILL to the {victim}", flush=True)
-            os.kill(pid, signal.SIGKILL)
-            waited = until(lambda: elsewhere(served, run, place, arguments.stage), "the stage to be at work", 300)
-            print(f"  {arguments.stage} at work after {waited:.0f} s; {answered(served, run)}", flush=True)
-            time.sleep(arguments.after)
-        print("SIGKILL to sparsekd serve", flush=True)
+        old = at_work(place.path, arguments.stage)
+        os.kill(flow_process(place), signal.SIGKILL)
+        waited = until(lambda: anew(served, run, arguments.stage, old), "the stage to be at work", 300)
+        print(
+            f"flow process killed: {arguments.stage} at work again after {waited:.0f} s; {said(served, run)}",
+            flush=True,
+        )
+        time.sleep(arguments.after)
+        os.kill(server_process(served), signal.SIGKILL)
+        until(lambda: not answers(f"{served.api}/health"), "the server to be gone", 10)
+        waited = until(lambda: answers(f"{served.api}/health"), "the server to answer", 300)
+        print(f"Prefect server killed: it answers again after {waited:.0f} s; {said(served, run)}", flush=True)
+        time.sleep(arguments.after)
         os.kill(served.process.pid, signal.SIGKILL)
         gone = until(lambda: not processes_in(arguments.checkout), "everything to end", 60)
-        print(f"  no process is left after {gone:.1f} s", flush=True)
+        print(f"sparsekd serve killed: no process is left after {gone:.1f} s", flush=True)
     started = time.monotonic()
     with serving(arguments.checkout, port) as served:
         print(f"  served again after {time.monotonic() - started:.0f} s")
@@ -185,24 +190,15 @@ def kill(arguments: argparse.Namespace) -> None:
         same(arguments, ask(served.api, f"flow_runs/{run}")["name"])
 
 
-def elsewhere(served: Served, run: str, place: Workspace, stage: str) -> bool:
-    """Whether the stage computes, now that something was killed."""
-    here = served_place(served, run) or place
-    return bool(at_work(here.path, stage)) and answered(served, run) != "no answer"
+def anew(served: Served, run: str, stage: str, old: list[int]) -> bool:
+    """Whether the stage computes in other processes than `old`."""
+    place = served.place(run)
+    return bool(place and set(at_work(place.path, stage)) - set(old))
 
 
-def served_place(served: Served, run: str) -> Workspace | None:
-    with contextlib.suppress(OSError):
-        return served.place(run)
-    return None
-
-
-def answered(served: Served, run: str) -> str:
-    """What Prefect says of the run, if it answers."""
-    try:
-        found = ask(served.api, f"flow_runs/{run}")
-    except OSError:
-        return "no answer"
+def said(served: Served, run: str) -> str:
+    """What Prefect says of the run."""
+    found = ask(served.api, f"flow_runs/{run}")
     return f"Prefect says {found['state']['name']}, attempt {found['run_count']}"
 
 

@@ -1,4 +1,4 @@
-"""`sparsekd serve`: Prefect's and MLflow's pages on 127.0.0.1, and the flow as a deployment with a form."""
+"""`sparsekd serve`: Prefect's and MLflow's pages, kept up, and the flows as deployments with forms and schedules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from pathlib import Path
 from flows import confined, params
 from flows.launch import sigterm_raises
 from flows.orphan import name_server
-from flows.servers import AUTH_VARIABLES, HOST, announced, require_free, served_api, start_mlflow, start_prefect
+from flows.servers import (
+    AUTH_VARIABLES,
+    HOST,
+    announced,
+    kept_up,
+    require_free,
+    served_api,
+    start_mlflow,
+    start_prefect,
+)
 from sparsekd.errors import ConfigError
 from tasks import environment
 from tasks.groups import end_recorded_groups
@@ -60,6 +69,7 @@ def serve(
         stack.enter_context(announced(root, prefect, mlflow))
         os.environ["PREFECT_API_URL"] = f"{prefect.url}/api"
         os.environ["PREFECT_UI_URL"] = prefect.url
+        stack.enter_context(kept_up(prefect, mlflow))
         _run(root, cron, refresh_cron, prefect.url, mlflow.url, retention_days)
 
 

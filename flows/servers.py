@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +24,19 @@ AUTH_VARIABLES = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 """Prefect's basic authentication, `user:password`: the server asks for the first, clients send the second."""
 _READY_SECONDS = 120.0
 _GRACE_SECONDS = 5.0
+_WATCH_SECONDS = 1.0
+_REST_SECONDS = 20.0  # between two starts of a server that dies each time
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
-    """A server that runs: where it answers, and its process group."""
+    """A server that runs: where it answers, its process group, and how it was started."""
 
     name: str
     url: str
-    group: Group
     log: Path
+    start: Callable[[], Group]
+    group: Group
 
     def wait_until_ready(self, path: str) -> None:
         """Return once `url + path` answers. Raises ResourceError with the server's last lines when it never does."""
@@ -42,6 +46,11 @@ class Server:
                 last = " ".join(self.log.read_text(errors="replace").split()[-60:])
                 raise ResourceError(f"The {self.name} server did not start; the end of {self.log}: {last}")
             time.sleep(0.1)
+
+    def restart(self) -> None:
+        """Start it again on the same port and the same data, after it has died."""
+        self.group.wait()
+        self.group = self.start()
 
     def end(self) -> None:
         """Let it stop by itself for some seconds, then end what is left."""
@@ -71,9 +80,36 @@ def _start(root: Path, name: str, url: str, arguments: list[str], extra: dict[st
     log = log_path(root, f"{name}-server")
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**settings(root), **os.environ, "PATH": _path(), "PYTHONUNBUFFERED": "1", **extra}
-    with log.open("wb") as output:
-        group = start_group([python(), *arguments], root=root, name=f"{name} server", env=environment, output=output)
-    return Server(name, url, group, log)
+    log.write_bytes(b"")
+
+    def start() -> Group:
+        with log.open("ab") as output:
+            return start_group([python(), *arguments], root=root, name=f"{name} server", env=environment, output=output)
+
+    return Server(name, url, log, start, start())
+
+
+@contextlib.contextmanager
+def kept_up(*servers: Server) -> Iterator[None]:
+    """Start again what dies of `servers` in this block: Prefect's clients in a run ask again for about a minute."""
+    ended = threading.Event()
+    keeper = threading.Thread(target=_keep_up, args=(servers, ended), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
+
+
+def _keep_up(servers: Collection[Server], ended: threading.Event) -> None:
+    rest = {server.name: 0.0 for server in servers}
+    while not ended.wait(_WATCH_SECONDS):
+        for server in servers:
+            if not server.group.running() and time.monotonic() >= rest[server.name]:
+                rest[server.name] = time.monotonic() + _REST_SECONDS
+                print(f"warning: The {server.name} server has died; it is started again. Log: {server.log}", flush=True)
+                server.restart()
 
 
 def _path() -> str:

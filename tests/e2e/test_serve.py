@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flows.commands import git
@@ -179,6 +180,26 @@ def test_cancelling_ends_the_stages(served: Served) -> None:
     again = served.wait_for_state(served.run(prune={"width": 0.625}), "Completed", "Failed")
     assert served.checkout.kept(again["name"], "pruned") == "prune 0.625\n"
     assert not left_behind(served.checkout.root)
+
+
+def test_a_server_that_dies_is_started_again_and_the_run_goes_on(served: Served) -> None:
+    hold = served.checkout.control("hold", "prune")
+    (served.checkout.root / "control" / "held-prune").unlink(missing_ok=True)
+    run = served.run(prune={"width": 0.6875})
+    served.checkout.held("prune")
+    port = served.prefect.rpartition(":")[2]
+    [server] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (command := process.info["cmdline"] or []) and {"prefect", "start", port} <= set(command)
+        if not any("guard" in part for part in command)
+    ]
+    server.kill()
+    wait_until(lambda: not answers(f"{served.prefect}/api/health"), "the server to be gone", 10)
+    wait_until(lambda: answers(f"{served.prefect}/api/health"), "it to be started again", 30)
+    hold.unlink()
+    ended = served.wait_for_state(run, "Completed", "Failed", "Crashed")
+    assert (ended["state_name"], ended["run_count"]) == ("Completed", 1), ended["state"]["message"]
 
 
 def test_of_three_missed_times_one_run_computes(served: Served) -> None:
