@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.commands import git
-from flows.params import load_tree, plain
+from flows.params import load_tree
+from flows.params_text import plain
 from flows.workspace import Workspace, experiments
 from sparsekd.config import RunConfig
 from sparsekd.errors import SparseKDError

@@ -13,7 +13,7 @@ from flows import params
 from flows.display import duration, make_console
 from flows.history import RunRecord, runs
 from flows.lock import current_holder
-from flows.params import plain
+from flows.params_text import plain
 from flows.workspace import Workspace, experiments
 
 

@@ -6,9 +6,7 @@ compressed (model, texts) and where (runtime) stay as they are when a preset is 
 
 from __future__ import annotations
 
-import io
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.representer import RoundTripRepresenter
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
-from ruamel.yaml.tokens import CommentToken
 
 from flows.commands import git
+from flows.params_text import edit_text, plain
 from flows.workspace import find_revision
 from sparsekd.config import RunConfig, field_annotation, parse_config, valid_keys
 from sparsekd.errors import ConfigError
@@ -39,8 +34,6 @@ RESOLVED = {"model.revision", "texts.revisions", "evaluate.include_revision"}
 """Settings that a run writes itself: hashes and commits of the sources."""
 _ABSENT: Any = object()
 _NONE: Mapping[str, str] = {}
-_PLAIN = re.compile(r"[A-Za-z][\w./-]*")
-_SWITCHES = {"on", "off", "yes", "no", "y", "n"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +59,6 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(show, value)) + "]"
     return str(plain(value))
-
-
-def plain(value: Any) -> Any:
-    """A width of 1152.0 neurons as 1152; every other value as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() and value > 1 else value
 
 
 def find_root() -> Path:
@@ -283,39 +271,9 @@ def _parse_list(key: str, raw: str) -> list[Any]:
         ) from None
 
 
-def edit_text(text: str, changes: list[Change]) -> str:
-    """`text` (YAML) with `changes` made; comments, order and everything else stay as they are."""
-    yaml = _yaml()
-    document = yaml.load(text) or CommentedMap()
-    for change in changes:
-        section, _, name = change.key.rpartition(".")
-        if section and document.get(section) is None:
-            document[section] = CommentedMap()
-        _replace(document[section] if section else document, name, change.after)
-    stream = io.StringIO()
-    yaml.dump(document, stream)
-    return stream.getvalue()
-
-
-def full_text(config: RunConfig) -> str:
-    """`config` as YAML with every setting written out."""
-    stream = io.StringIO()
-    _yaml().dump(config.model_dump(mode="json"), stream)
-    return stream.getvalue()
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10_000  # long prompts stay on their line
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.Representer = _Representer
-    return yaml
-
-
 def edited_values(root: Path, changes: list[Change]) -> dict[str, Any]:
     """What params.yaml will hold after `changes`, as nested mappings."""
-    text = edit_text((root / "params.yaml").read_text(), changes)
+    text = _edited(root, changes)
     values: dict[str, Any] = YAML(typ="safe", pure=True).load(text) or {}
     return values
 
@@ -326,48 +284,9 @@ def write(root: Path, changes: list[Change]) -> None:
         return
     path = root / "params.yaml"
     partial = path.with_name("params.yaml.partial")
-    partial.write_text(edit_text(path.read_text(), changes))
+    partial.write_text(_edited(root, changes))
     os.replace(partial, path)
 
 
-class _Representer(RoundTripRepresenter):
-    """ruamel's, but a null is written out."""
-
-
-_Representer.add_representer(
-    NoneType, lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-)
-
-
-def _replace(target: CommentedMap, name: str, value: Any) -> None:
-    """Set target[name]; a list keeps its layout and the comments that ruamel hangs on its last item."""
-    if not isinstance(value, (list, tuple)):
-        target[name] = _scalar(value)
-        return
-    old = target.get(name)
-    new = CommentedSeq(_scalar(item) for item in value)
-    if not value or (old.fa.flow_style() if isinstance(old, CommentedSeq) else True):
-        new.fa.set_flow_style()
-    following = _comment_after(old)
-    target[name] = new
-    if following is not None and value and not new.fa.flow_style():
-        new.ca.items[len(new) - 1] = [following, None, None, None]
-    elif following is not None:
-        target.ca.items[name] = [None, None, following, None]
-
-
-def _comment_after(sequence: Any) -> CommentToken | None:
-    """The comment lines below a block list, which ruamel keeps on its last item together with that item's own."""
-    items = sequence.ca.items.get(len(sequence) - 1) if isinstance(sequence, CommentedSeq) else None
-    if not items or items[0] is None:
-        return None
-    token = items[0]
-    below = token.value.partition("\n")[2]
-    return CommentToken("\n" + below, token.start_mark, None) if below else None
-
-
-def _scalar(value: Any) -> Any:
-    """`value` so that every reader sees the same: DVC's (libyaml) and PyYAML differ from ours on `on` and `hf:a/b`."""
-    if isinstance(value, str) and (not _PLAIN.fullmatch(value) or value.lower() in _SWITCHES):
-        return DoubleQuotedScalarString(value)
-    return plain(value)
+def _edited(root: Path, changes: list[Change]) -> str:
+    return edit_text((root / "params.yaml").read_text(), {change.key: change.after for change in changes})

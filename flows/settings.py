@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from flows import params
+from flows import params, params_text
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 
@@ -23,7 +23,7 @@ def text(preset: str | None, *, as_json: bool = False, schema: bool = False, dif
         return "\n".join(map(str, changes)) or f"Nothing differs from preset {config.preset}."
     if as_json:
         return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    return params.full_text(config).rstrip()
+    return params_text.full_text(config.model_dump(mode="json")).rstrip()
 
 
 def _of_project() -> RunConfig:

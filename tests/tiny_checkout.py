@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from flows import params
+from flows import params, params_text
 from sparsekd.artifacts import writing
 from tests.tiny_models import make_documents, make_tokenizer, write_model
 
@@ -40,7 +40,7 @@ def make_tiny_checkout(root: Path, settings: Iterable[str] = ()) -> Path:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(HOUSE / name, root / name)
     changed = params.with_settings(params.load(root), [*SETTINGS, *settings])
-    (root / "params.yaml").write_text(params.full_text(changed))
+    (root / "params.yaml").write_text(params_text.full_text(changed.model_dump(mode="json")))
     commit = ["-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm"]
     for command in (["init", "-q", "."], ["add", "."], [*commit, "clone"]):
         subprocess.run(["git", *command], cwd=root, check=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from flows import params
-from flows.params import Change, edit_text
+from flows.params import Change
+from flows.params_text import edit_text
 from sparsekd.config import RunConfig, all_keys, parse_config
 from sparsekd.errors import ConfigError
 from sparsekd.sources import resolve_model, resolve_text
@@ -65,7 +66,7 @@ def test_presets_set_the_same_keys_and_nothing_of_what_or_where() -> None:
 
 def test_an_edit_keeps_every_comment_and_all_other_lines() -> None:
     text = (CHECKOUT / "params.yaml").read_text()
-    edited = edit_text(text, [Change("prune.width", 0.75, 0.5), Change("evaluate.tasks", None, ["sciq"])])
+    edited = edit_text(text, {"prune.width": 0.5, "evaluate.tasks": ["sciq"]})
     assert comments(edited) == comments(text)
     before, after = text.splitlines(), edited.splitlines()
     assert len(before) == len(after)
@@ -74,18 +75,16 @@ def test_an_edit_keeps_every_comment_and_all_other_lines() -> None:
 
 def test_a_block_list_that_is_replaced_keeps_the_comments_below_it() -> None:
     text = (CHECKOUT / "params.yaml").read_text()
-    edited = edit_text(text, [Change("report.prompts", None, ["One?"])])
+    edited = edit_text(text, {"report.prompts": ["One?"]})
     assert comments(edited) == comments(text)
     assert params.parse_config(YAML(typ="safe").load(edited)).report.prompts == ("One?",)
-    emptied = edit_text("a:\n  b:\n    - x\n  # about c\n  c: 1\n", [Change("a.b", None, [])])
+    emptied = edit_text("a:\n  b:\n    - x\n  # about c\n  c: 1\n", {"a.b": []})
     assert YAML(typ="safe").load(emptied) == {"a": {"b": [], "c": 1}}
     assert "# about c" in emptied
 
 
 def test_a_section_or_key_that_is_absent_is_added() -> None:
-    edited = edit_text(
-        "# mine\nprune: {width: 0.5}\n", [Change("prune.beta", 0.5, 0.25), Change("distill.alpha", 0.5, 1.0)]
-    )
+    edited = edit_text("# mine\nprune: {width: 0.5}\n", {"prune.beta": 0.25, "distill.alpha": 1.0})
     assert edited.startswith("# mine\n")
     assert YAML(typ="safe").load(edited) == {"prune": {"width": 0.5, "beta": 0.25}, "distill": {"alpha": 1.0}}
 
@@ -104,16 +103,14 @@ def test_a_section_or_key_that_is_absent_is_added() -> None:
     )
 )
 def test_what_is_written_is_read_back(value: Any) -> None:
-    edited = edit_text(
-        "s:\n  # before\n  key: [1, 2]  # beside\n  # after\n  next: 1\n", [Change("s.key", None, value)]
-    )
+    edited = edit_text("s:\n  # before\n  key: [1, 2]  # beside\n  # after\n  next: 1\n", {"s.key": value})
     assert YAML(typ="safe").load(edited) == {"s": {"key": value, "next": 1}}
     assert "# before" in edited
     assert "# after" in edited
 
 
 def test_on_and_off_mean_the_same_to_yaml_1_1_and_1_2() -> None:
-    edited = edit_text("report:\n  name: null\n", [Change("report.name", None, "on")])
+    edited = edit_text("report:\n  name: null\n", {"report.name": "on"})
     assert yaml.safe_load(edited) == YAML(typ="safe").load(edited) == {"report": {"name": "on"}}
 
 
