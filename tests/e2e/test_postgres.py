@@ -95,6 +95,7 @@ def test_prefect_records_a_run_and_takes_many_requests_at_once(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mini = make_miniature(tmp_path / "checkout")
+    (mini.root / ".prefect" / "prefect.db").unlink()
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"postgresql+asyncpg://{database}/prefect")
     server = start_prefect(mini.root, free_port(), ui=False)
     try:
