@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,21 +69,18 @@ class Served:
         mine = [path for path, note in noted.items() if note and note["flow_run_id"] == run]
         return Workspace(self.checkout, mine[0].name) if mine else None
 
-    def reaches(self, run: str, stage: str) -> Workspace:
-        """Wait until `stage` of the run computes; its workspace."""
-
-        def there() -> bool:
+    def reaches(self, run: str, stages: Iterable[str]) -> tuple[str, Workspace]:
+        """Wait until one of `stages` computes in the run; which one, and the run's workspace."""
+        while True:
             name, message = self.state(run)
             if name in FINAL:
-                raise SystemExit(f"The run ended as {name} before {stage}: {message}")
-            place = self.place(run)
-            state = place and read_state(place.path, stage)
-            return bool(state and state.state == "running" and at_work(place.path, stage))
-
-        until(there, f"{stage} to compute")
-        place = self.place(run)
-        assert place is not None
-        return place
+                raise SystemExit(f"The run ended as {name} before any of {', '.join(stages)}: {message}")
+            if (place := self.place(run)) is not None:
+                for stage in stages:
+                    state = read_state(place.path, stage)
+                    if state and state.state == "running" and at_work(place.path, stage):
+                        return stage, place
+            time.sleep(0.1)
 
     def ends(self, run: str) -> str:
         """Wait for the end of the run; the name of its state."""
@@ -143,14 +140,20 @@ def serving(checkout: Path, port: int | None = None) -> Iterator[Served]:
 def cancel(arguments: argparse.Namespace) -> None:
     """Cancel a run in each stage; the next one computes that stage and none before it."""
     with serving(arguments.checkout) as served:
-        for stage in STAGES:
+        remaining = list(STAGES)
+        while remaining:
             run = served.start(arguments.settings)
-            place = served.reaches(run, stage)
+            stage, place = served.reaches(run, remaining)  # two may work side by side, in any order
+            remaining.remove(stage)
             time.sleep(arguments.after)
+            started = time.monotonic()
             ask(served.api, f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
-            gone = until(lambda place=place: not processes_in(place.path), f"the processes of {stage} to end", 120)  # type: ignore[misc]
-            until(lambda run=run: served.state(run)[0] == "Cancelled", "Cancelled", 60)  # type: ignore[misc]
-            print(f"{stage}: cancelled, no process after {gone:.1f} s", flush=True)
+            while at_work(place.path, stage) or processes_in(place.path):
+                time.sleep(0.05)
+            gone = time.monotonic() - started
+            while served.state(run)[0] != "Cancelled":
+                time.sleep(0.1)
+            print(f"{stage}: no process {gone:.1f} s after the request to cancel", flush=True)
         run = served.start(arguments.settings)
         print(f"the next run: {served.ends(run)}; {served.outcomes(run)}", flush=True)
         same(arguments, ask(served.api, f"flow_runs/{run}")["name"])
@@ -161,7 +164,7 @@ def kill(arguments: argparse.Namespace) -> None:
     port = free_port()
     with serving(arguments.checkout, port) as served:
         run = served.start(arguments.settings)
-        place = served.reaches(run, arguments.stage)
+        _, place = served.reaches(run, [arguments.stage])
         time.sleep(arguments.after)
         old = at_work(place.path, arguments.stage)
         os.kill(flow_process(place), signal.SIGKILL)
@@ -182,7 +185,7 @@ def kill(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     with serving(arguments.checkout, port) as served:
         print(f"  served again after {time.monotonic() - started:.0f} s")
-        served.reaches(run, arguments.stage)
+        served.reaches(run, [arguments.stage])
         print(
             f"  {arguments.stage} at work {time.monotonic() - started:.0f} s after serve was started again", flush=True
         )
