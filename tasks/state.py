@@ -30,8 +30,9 @@ class StageState:
     log: str | None = None
 
     def write(self, root: Path) -> None:
-        """Replace `.sparsekd/state/<stage>.json`."""
-        write_json(state_path(root, self.stage), asdict(self))
+        """Replace `.sparsekd/state/<stage>.json`; a workspace that is gone already does not come back for it."""
+        if root.is_dir():
+            write_json(state_path(root, self.stage), asdict(self))
 
 
 def read_state(root: Path, stage: str) -> StageState | None:

@@ -145,7 +145,8 @@ def picture(found: Sequence[Result]) -> Drawing | None:
             row[0].set_title(title)
         figure.axes[2].set_xlabel("parameters")
         figure.axes[3].set_xlabel("speed against dense")
-        figure.axes[3].legend(loc="best")
+        if any(result.prefill or result.decode for result in measured):
+            figure.axes[3].legend(loc="best")
 
     told = [f"{r.label}: {f.count(r.parameters)} parameters, KL {r.kl:.3f}" for r in measured]
     alt = f"KL and loss on test texts against parameters and speed of {len(measured)} results. {'; '.join(told)}."
@@ -191,6 +192,8 @@ def _point(
 
 def _frame(axes: Axes) -> None:
     axes.margins(0.18)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    low, high = min(0.0, axes.dataLim.y0), max(0.0, axes.dataLim.y1)
+    room = 0.18 * (high - low) or 1.0  # for the labels above the highest point
+    axes.set_ylim(low - (room if low < 0 else 0), high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.grid(axis="both")
