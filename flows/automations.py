@@ -7,9 +7,11 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from datetime import timedelta
+import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tasks import environment
@@ -17,9 +19,18 @@ from tasks import environment
 environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
 from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
+from prefect.client.schemas.filters import (  # noqa: E402
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
 from prefect.client.schemas.objects import StateType  # noqa: E402
 from prefect.events.actions import ChangeFlowRunState  # noqa: E402
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture  # noqa: E402
+from prefect.states import AwaitingRetry  # noqa: E402
 
 from flows.attempts import attempts_allowed  # noqa: E402
 from flows.deployments import TAG  # noqa: E402
@@ -35,15 +46,16 @@ STARTING_SECONDS = 120
 REST_SECONDS = 15
 """Between a crash and the next attempt. A worker that reports the crash itself does not bear it sooner."""
 _CRASHES_WITHIN = timedelta(hours=1)
+_REMEMBERED = timedelta(days=1)
+_LOOK_SECONDS = 30.0
+_AGAIN = "It starts again after a crash."
 
 
 def wanted() -> list[AutomationCore]:
     """The automations, as they shall be on the server."""
     crashed = ChangeFlowRunState(state=StateType.CRASHED, message="Its process or its machine is gone.")
     stuck = ChangeFlowRunState(state=StateType.CRASHED, message="It did not start: its worker is gone or too slow.")
-    again = ChangeFlowRunState(
-        state=StateType.SCHEDULED, name="AwaitingRetry", message="It starts again after a crash."
-    )
+    again = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=_AGAIN)
     allowed = attempts_allowed()
     given_up = ChangeFlowRunState(
         state=StateType.FAILED,
@@ -119,6 +131,33 @@ def _ensure(client: SyncPrefectClient, automation: AutomationCore) -> str:
     return f"updated   {automation.name}"
 
 
+def keep_going(ended: threading.Event) -> None:
+    """Start again, until `ended`, what crashed and what no automation has seen."""
+    while not ended.wait(_LOOK_SECONDS):
+        with contextlib.suppress(Exception):  # a busy server: the next round does it
+            start_again(timedelta(seconds=_LOOK_SECONDS))
+
+
+def start_again(after: timedelta = timedelta(0)) -> list[str]:
+    """Schedule anew the runs that have stood as crashed for longer than `after`; a line for each.
+
+    A server that was down itself marks a dead run as crashed in its first seconds, before it listens to the event that
+    would start it again (prefect 3.8.8), and hears of none from the time when it was down.
+    """
+    now = datetime.now(UTC)
+    crashed = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[TAG]),
+        deployment_id=FlowRunFilterDeploymentId(is_null_=False),  # nobody would start one of the command line again
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),
+        end_time=FlowRunFilterEndTime(after_=now - _REMEMBERED, before_=now - after),
+    )
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=crashed)
+        for run in found:
+            client.set_flow_run_state(run.id, AwaitingRetry(message=_AGAIN), force=True)
+    return [f"again     {run.name}" for run in found]
+
+
 def _same(present: AutomationCore, automation: AutomationCore) -> bool:
     return all(
         getattr(present, field) == getattr(automation, field)
@@ -133,7 +172,7 @@ def main() -> None:
         sys.exit(
             f"error: PREFECT_API_URL is {address!r}; it must be the address of a server that answers, ending in /api."
         )
-    print("\n".join(ensure() or ["All automations are there."]))
+    print("\n".join([*(ensure() or ["All automations are there."]), *start_again()]))
 
 
 if __name__ == "__main__":

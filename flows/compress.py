@@ -110,7 +110,7 @@ def compress(
 def _run_in_checkout(root: Path, given: dict[str, dict[str, Any]], wait: bool) -> State[Any]:
     logger = get_run_logger()
     os.chdir(root)
-    end_with_parent(root)
+    end_with_parent()
     with run_lock(root, wait=wait, command=f"flow run {this_run.name}", on_wait=logger.info):
         for line in repair(root):
             logger.info(line)

@@ -91,7 +91,7 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     out = folder / "evaluation"
     shutil.rmtree(out, ignore_errors=True)  # half of an earlier attempt
     group = _group(str(this_run.id))
-    end_with_parent(home, [group])
+    end_with_parent()
     arguments = ["flows", "evaluate", f"--model={model}", f"--out={out}", f"--preset={preset}"]
     arguments += [f"--set={setting}" for setting in settings]
     arguments += [f"--dense={dense}"] if dense is not None else []

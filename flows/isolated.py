@@ -38,7 +38,7 @@ def run_isolated(home: Path, given: dict[str, dict[str, Any]], at: str | None, n
     space = Workspace(home, name)
     try:
         os.chdir(space.path)
-        end_with_parent(space.path)
+        end_with_parent()
         name_run(this_run.id, space.name)
         with run_lock(space.path, command=f"flow run {space.name}"):
             note_run(space.path, this_run.id)

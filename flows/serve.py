@@ -115,10 +115,14 @@ def _run(
 
     made = deployments(root, cron, refresh_cron)
     automations.ensure()
+    for place in (root, *(space.path for space in left_behind(root))):
+        close_unfinished(place, "`sparsekd serve` was killed while it ran.")
+    automations.start_again()
     ended = threading.Event()
     keepers = [
         threading.Thread(target=keep_fresh, args=(root, ended), daemon=True),
         threading.Thread(target=keep_clean, args=(retention_days, ended), daemon=True),
+        threading.Thread(target=automations.keep_going, args=(ended,), daemon=True),
     ]
 
     def ready() -> None:

@@ -101,7 +101,7 @@ def _sweep(plan: Plan, at_once: int) -> Any:
     with run_lock(plan.folder, command=f"sweep {plan.name}"):
         plan.write()
         end_recorded_groups(plan.folder)  # what a killed sweep left for the moment until its guard acts
-        end_with_parent(plan.folder, labels)
+        end_with_parent()
         (plan.folder / FOLDER / "flow_run").write_text(str(this_run.id))
         outcomes, failures = _run_points(_Sweep(plan, at_once))
         compare(plan, str(this_run.id))

@@ -274,7 +274,7 @@ def test_a_port_in_use_and_a_second_serve_are_refused(served: Served) -> None:
     assert output == f"error: `sparsekd serve` already works in this checkout, at {served.prefect}.\n"
 
 
-def test_kill_9_and_a_port_in_use(tmp_path: Path, served: Served) -> None:
+def test_a_port_in_use_and_kill_9_after_which_the_run_goes_on(tmp_path: Path, served: Served) -> None:
     checkout = make_miniature(tmp_path / "checkout")
     taken = served.prefect.rpartition(":")[2]
     with started(checkout, SERVE, taken, str(free_port()), "") as process:
@@ -282,11 +282,15 @@ def test_kill_9_and_a_port_in_use(tmp_path: Path, served: Served) -> None:
     assert output.startswith(f"error: Port {taken} on 127.0.0.1 cannot be had for the Prefect server")
     checkout.control("hold", "calibrate")
     with serve(checkout) as process:
-        found = ready(checkout, process)
-        found.run()
+        run = ready(checkout, process).run()
         checkout.held("calibrate")
         kill(process)
         wait_until(lambda: not checkout.processes(), "servers, flow and stage to end", seconds=4)
+    (checkout.root / "control" / "hold-calibrate").unlink()
+    with serve(checkout) as process:
+        ended = ready(checkout, process).wait_for_state(run, "Completed", "Failed")
+        assert (ended["state_name"], ended["run_count"]) == ("Completed", 2), ended["state"]["message"]
+        assert not left_behind(checkout.root)
 
 
 def _get(url: str) -> str:
