@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,11 @@ from flows.confined import check_confined, check_source  # noqa: E402
 from flows.holding import name_run  # noqa: E402
 from flows.hooks import begin, tell  # noqa: E402
 from flows.orphan import end_with_parent  # noqa: E402
+from flows.stages import side_by_side  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
 from tasks.groups import end_recorded_groups  # noqa: E402
+from tasks.places import place  # noqa: E402
 from tasks.state import FOLDER  # noqa: E402
 
 
@@ -95,12 +98,29 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     arguments = ["flows", "evaluate", f"--model={model}", f"--out={out}", f"--preset={preset}"]
     arguments += [f"--set={setting}" for setting in settings]
     arguments += [f"--dense={dense}"] if dense is not None else []
-    run_child(arguments, root=home, name=group, log=folder / "log")
+    with place(home, side_by_side(), alone=False):
+        run_child(arguments, root=home, name=group, log=folder / "log", on_poll=_new_lines(folder / "log", logger.info))
     found = Evaluation.model_validate_json((out / "evaluation.json").read_text())
     create_markdown_artifact(key="evaluation", markdown=f"## {name}\n\n{table(found)}", description=model)
     logger.info("The files are in %s.", out.relative_to(home))
     _track(home, name, {"model": model, "dense": dense or "", "preset": preset}, found, out)
     return json.loads(found.to_json())
+
+
+def _new_lines(log: Path, say: Callable[[str], None]) -> Callable[[], None]:
+    """What, called now and then, says each line of progress and each warning that has come to `log` since."""
+    seen = 0
+
+    def look() -> None:
+        nonlocal seen
+        text = log.read_text(errors="replace") if log.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        for line in whole[seen:].splitlines():
+            if line.startswith(("evaluate: ", "warning: ")):  # and not the figures, which are shown as a table
+                say(line.removeprefix("evaluate: "))
+        seen = len(whole)
+
+    return look
 
 
 def table(found: Evaluation) -> str:

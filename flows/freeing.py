@@ -26,16 +26,18 @@ from tasks import environment
 from tasks.cache import listed, objects_directory
 from tasks.state import FOLDER
 
-_CHECKPOINT_DAYS = 7
+_DAYS = 7
+"""So long an interrupted distillation may wait, and the files of an evaluation, which MLflow has too, are at hand."""
 
 
 @dataclass(frozen=True)
 class Unneeded:
-    """What can go: objects of DVC's cache, workspaces of killed runs, old checkpoints, MLflow's deleted runs."""
+    """What can go: objects of DVC's cache, workspaces of killed runs, old checkpoints and evaluations, deleted runs."""
 
     objects: list[Path]
     workspaces: list[Workspace]
     checkpoints: list[Path]
+    evaluations: list[Path]
     deleted_runs: list[Path]
 
 
@@ -55,7 +57,8 @@ def gc(drop: Sequence[str] = (), yes: bool = False) -> None:
         for label, paths in (
             ("DVC objects that nothing names", found.objects),
             ("workspaces of killed runs", [space.path for space in found.workspaces]),
-            (f"checkpoints older than {_CHECKPOINT_DAYS} days", found.checkpoints),
+            (f"checkpoints older than {_DAYS} days", found.checkpoints),
+            (f"evaluations older than {_DAYS} days", found.evaluations),
             ("files of runs deleted in MLflow", found.deleted_runs),
         ):
             console.print(f"{label:<32} {len(paths):>6}  {gigabytes(sum(map(_size, paths))):>10}", markup=False)
@@ -73,12 +76,12 @@ def unneeded(home: Path, drop: Iterable[str] = ()) -> Unneeded:
     needed = _needed(home, set(drop))
     files = objects_directory(home)
     objects = [path for path in sorted(files.glob("*/*")) if path.parent.name + path.name not in needed]
-    checkpoints = home / ".checkpoints"
-    old = time.time() - _CHECKPOINT_DAYS * 86400
+    old = time.time() - _DAYS * 86400
     return Unneeded(
         objects,
         left_behind(home),
-        [path for path in sorted(checkpoints.glob("*/*")) if path.stat().st_mtime < old],
+        [path for path in sorted((home / ".checkpoints").glob("*/*")) if path.stat().st_mtime < old],
+        [path for path in sorted((home / FOLDER / "evaluations").glob("*")) if path.stat().st_mtime < old],
         _deleted_runs(home),
     )
 
@@ -145,7 +148,7 @@ def _deleted_runs(home: Path) -> list[Path]:
 def _free(home: Path, found: Unneeded, drop: Sequence[str]) -> None:
     for space in found.workspaces:
         workspace.remove(space)
-    for path in (*found.checkpoints, *found.deleted_runs):
+    for path in (*found.checkpoints, *found.evaluations, *found.deleted_runs):
         shutil.rmtree(path, ignore_errors=True)
     if drop:
         dvc(home, "exp", "remove", *drop)

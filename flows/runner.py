@@ -7,20 +7,51 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
+
+_LOOK_SECONDS = 2.0
 
 
 class _Runner(Runner):
     async def start(self, *args: Any, **kwargs: Any) -> None:
         self._main = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
-        await super().start(*args, **kwargs)
+        looking = asyncio.create_task(self._hear_of_cancellations())
+        try:
+            await super().start(*args, **kwargs)
+        finally:
+            looking.cancel()
 
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         """End as on Ctrl-C. Prefect's own handler never awaits the end of its runs (prefect 3.8.8)."""
         assert self._main is not None
         self._loop.call_soon_threadsafe(self._main.cancel)
+
+    async def _hear_of_cancellations(self) -> None:
+        """Cancel what is to be cancelled after the server was away.
+
+        Prefect's observer listens to events. Once that has failed it asks every 10 s, and after three vain questions
+        never again (3.8.8), so that no run could be cancelled until the end of this process.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if (observer := self._cancelling_observer) is None:
+                continue
+            observer.on_failure = None  # nothing is lost with it
+            if observer._consumer_task is not None and not observer._consumer_task.done():
+                continue
+            with contextlib.suppress(Exception):  # the server is still away: the next round asks again
+                mine = observer._in_flight_flow_run_ids - observer._cancelling_flow_run_ids
+                wanted = FlowRunFilter(
+                    id=FlowRunFilterId(any_=list(mine)),
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+                )
+                for run in await self._client.read_flow_runs(flow_run_filter=wanted) if mine else []:
+                    observer._cancelling_flow_run_ids.add(run.id)
+                    observer.on_cancelling(run.id)
 
 
 def serve_deployments(deployments: Iterable[RunnerDeployment], ready: Callable[[], None]) -> None:

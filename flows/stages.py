@@ -35,7 +35,7 @@ def run_stages(root: Path, home: Path) -> tuple[dict[str, str], dict[str, float]
     graph = read_graph(root)
     configured = default_remote(root)
     remote = Remote(root, configured, get_run_logger().warning) if configured else None
-    run = Run(root, graph, _side_by_side(), home, remote)
+    run = Run(root, graph, side_by_side(), home, remote)
     begun = time.monotonic()
     for name in graph:
         StageState(name, "waiting").write(root)
@@ -61,7 +61,8 @@ def run_stages(root: Path, home: Path) -> tuple[dict[str, str], dict[str, float]
     return {name: result.outcome for name, result in results.items()}, {**seconds, "total": time.monotonic() - begun}
 
 
-def _side_by_side() -> int:
+def side_by_side() -> int:
+    """How many stages work at once on this machine. Raises ConfigError where the variable holds no such number."""
     text = os.environ.get(SIDE_BY_SIDE_VARIABLE, "2")
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ConfigError(

@@ -1,12 +1,14 @@
-"""Prefect logs a failed run with a traceback; for an error whose text says it all, the text will do."""
+"""What Prefect's log need not say: the traceback of an error whose text says it all, and of its own shutdown."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from sparsekd.errors import SparseKDError
 
-_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
+_RUNS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
+_OBSERVERS = ("prefect.FlowRunCancellingObserver", "prefect.FlowRunSuspendingObserver")
 
 
 class _OnlyTheText(logging.Filter):
@@ -19,9 +21,26 @@ class _OnlyTheText(logging.Filter):
         return True
 
 
+class _NothingCancelled(logging.Filter):
+    """Where its server was away, Prefect ends by asking tasks that it has just cancelled what went wrong (3.8.8)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+class _NoTraceback(logging.Filter):
+    """They tell of a server that was away, which is no error of this process."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.exc_info = None
+        return True
+
+
 def shorten() -> None:
     """Install it in this process, once."""
-    for name in _LOGGERS:
+    filters: dict[str, type[logging.Filter]] = {"asyncio": _NothingCancelled}
+    filters |= dict.fromkeys(_RUNS, _OnlyTheText) | dict.fromkeys(_OBSERVERS, _NoTraceback)
+    for name, wanted in filters.items():
         logger = logging.getLogger(name)
-        if not any(isinstance(present, _OnlyTheText) for present in logger.filters):
-            logger.addFilter(_OnlyTheText())
+        if not any(isinstance(present, wanted) for present in logger.filters):
+            logger.addFilter(wanted())

@@ -172,10 +172,15 @@ def test_gc_keeps_what_experiments_need_and_agrees_with_dvc(mini: Miniature, run
     assert len(found.objects) == dry.count("Removing ")
     more = freeing.unneeded(mini.root, ["given-up"])
     assert len(more.objects) > len(found.objects)
+    week_old, new = (mini.root / ".sparsekd" / "evaluations" / name for name in ("old", "new"))
+    for folder in (week_old, new):
+        folder.mkdir(parents=True)
+    os.utime(week_old, (0, 0))
     freed = run("gc", "--drop", "given-up", "--yes")
     assert freed.returncode == 0, freed.stderr
     assert set(experiments(mini.root)) == {"kept"}
     assert freeing.unneeded(mini.root).objects == []
+    assert (week_old.exists(), new.exists()) == (False, True)
     assert mini.kept("kept", "pruned") == "prune 0.5\n"
     out = mini.root.parent / "taken out"
     unknown = run("restore", "given-up", "--out", str(out))
