@@ -37,7 +37,7 @@ def run(checkout: Path, name: str, settings: list[str], log: Path) -> subprocess
         return subprocess.Popen(command, cwd=checkout, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
 
-def wrong(checkout: Path, before: str, names: list[str], widths: tuple[float, float]) -> list[str]:
+def wrong(checkout: Path, before: tuple[str, list[str]], names: list[str], widths: tuple[float, float]) -> list[str]:
     """What is not as it must be after a pair; nothing where all is well."""
     found = []
     records = {name: json.loads((checkout / f".sparsekd/runs/{name}/run.json").read_text()) for name in names}
@@ -52,10 +52,14 @@ def wrong(checkout: Path, before: str, names: list[str], widths: tuple[float, fl
         kept = json.loads(dvc_objects(checkout, "data/distilled", lock)["config.json"].read_text())
         if kept["intermediate_size"] != round(dense * width):
             found.append(f"{name}: intermediate_size {kept['intermediate_size']} of {dense}, asked for {width}")
-    if (now := git(checkout, "status", "--porcelain")) != before:
-        found.append(f"git status changed to: {now}")
-    found += [f"workspace {space.name} is left" for space in workspaces(checkout)]
+    if (now := standing(checkout)) != before:
+        found.append(f"git status and workspaces changed from {before} to {now}")
     return found
+
+
+def standing(checkout: Path) -> tuple[str, list[str]]:
+    """What a run must leave as it was: the state of the files, and which workspaces there are."""
+    return git(checkout, "status", "--porcelain"), sorted(space.name for space in workspaces(checkout))
 
 
 def computed(record: dict[str, Any], stage: str) -> bool:
@@ -68,7 +72,7 @@ def one_pair(checkout: Path, label: str, settings: list[str], in_a_row: bool) ->
     widths = WIDTHS[index % len(WIDTHS)]
     names = [f"{label}-{letter}" for letter in "ab"]
     logs = [checkout.parent / f"{name}.log" for name in names]
-    before = git(checkout, "status", "--porcelain")
+    before = standing(checkout)
     started = time.monotonic()
     codes = []
     waiting = []
