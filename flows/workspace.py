@@ -20,6 +20,7 @@ from flows.commands import dvc, git, try_git
 from flows.lock import current_holder
 from sparsekd.errors import ConfigError
 from tasks.cache import cache_directory
+from tasks.graph import read_graph
 from tasks.lineage import repository
 from tasks.state import FOLDER
 
@@ -83,6 +84,7 @@ def create(home: Path, name: str, at: str | Revision | None = None, *, again: bo
         if revision.overlay is not None:
             # into the index too: a file that the commit does not have would be left out of the experiment
             git(space.path, "restore", f"--source={revision.overlay}", "--staged", "--worktree", "--", ".")
+        _leave_outputs_to_dvc(space)
         _share_cache(space)
     except BaseException:
         remove(space)
@@ -175,6 +177,14 @@ def _name_remotes_absolutely(config: configparser.ConfigParser, home: Path) -> N
                     config.add_section(section)
                 if source is config or not config.has_option(section, "url"):
                     config.set(section, "url", str((home / ".dvc" / url).resolve()))
+
+
+def _leave_outputs_to_dvc(space: Workspace) -> None:
+    """Take files inside outputs out of git: `dvc exp save` commits metrics and plots, and no stage may overwrite them."""
+    if not (space.path / "dvc.yaml").is_file():
+        return
+    outputs = [spec.out for spec in read_graph(space.path).values()]
+    git(space.path, "rm", "-r", "--force", "--quiet", "--ignore-unmatch", "--", *outputs)
 
 
 def _share_cache(space: Workspace) -> None:
