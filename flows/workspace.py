@@ -180,7 +180,7 @@ def _name_remotes_absolutely(config: configparser.ConfigParser, home: Path) -> N
 
 
 def _leave_outputs_to_dvc(space: Workspace) -> None:
-    """Take files inside outputs out of git: `dvc exp save` commits metrics and plots, and no stage may overwrite them."""
+    """Take files inside outputs out of git: `dvc exp save` commits metrics and plots; no stage may overwrite them."""
     if not (space.path / "dvc.yaml").is_file():
         return
     outputs = [spec.out for spec in read_graph(space.path).values()]

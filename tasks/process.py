@@ -6,6 +6,7 @@ nothing it read has changed meanwhile, and only then put the output in its place
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from sparsekd.artifacts import Artifact, Draft, writing
 from sparsekd.config import RunConfig, parse_config
-from sparsekd.errors import ConfigError, SparseKDError, StageError
+from sparsekd.errors import ConfigError, ResourceError, SparseKDError, StageError
 from sparsekd.runtime import prepare_process
 from tasks.graph import StageSpec, stage_by_command
 
@@ -71,11 +72,24 @@ class Stage:
 def run_stage(command: list[str], work: Callable[[Stage], None]) -> NoReturn:
     """Run `work` as the stage with this command and exit: 0 done, 2 for an error the user can mend."""
     try:
-        _run(stage_by_command(command), work)
+        try:
+            _run(stage_by_command(command), work)
+        except Exception as error:
+            if not _disk_is_full(error):
+                raise
+            raise ResourceError(
+                f"The disk of {Path.cwd()} is full. Free some space (`sparsekd gc` says what nothing needs) and run "
+                "again: finished stages and the last checkpoint are kept."
+            ) from error
     except SparseKDError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     sys.exit(0)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Whether that is why; safetensors and torch raise errors of their own with the system's number in the text."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
 
 
 def _run(spec: StageSpec, work: Callable[[Stage], None]) -> None:

@@ -3,8 +3,8 @@
     calibrate → teacher, prune → distill
 
 Each stage runs through tasks/process.py like a real one. A file `control/<action>-<stage>` changes what it does:
-`hold` makes it wait until the file is gone, `fail` an error that the user can mend, `crash` an exception,
-`edit` an edit of params.yaml after the stage's own check. `control/ran-<stage>` counts its runs.
+`hold` makes it wait until the file is gone, `fail` an error that the user can mend, `crash` an exception, `full` a
+write to a full disk, `edit` an edit of params.yaml after the stage's own check. `control/ran-<stage>` counts its runs.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def work(stage: Stage) -> None:
         raise TrainingError("distill.learning_rate is 9; the loss is NaN at step 3. Lower it.")
     if (control / f"crash-{name}").exists():
         raise RuntimeError("the bug")
+    if (control / f"full-{name}").exists():
+        Path("/dev/full").write_text("x")
     stage.progress(2, 2, "steps", loss=2.25)
 
 try:

@@ -104,6 +104,13 @@ def test_reason_of_a_crash_is_its_last_lines(checkout: Miniature) -> None:
     assert str(caught.value).splitlines()[-1] == "  RuntimeError: the bug"
 
 
+def test_a_full_disk_is_named(checkout: Miniature) -> None:
+    checkout.control("full", "prune")
+    checkout.edit("width: 0.75", "width: 0.5")
+    with pytest.raises(StageError, match=r"Stage prune failed: The disk of .* is full\. Free some space"):
+        reproduce(checkout.root, checkout.graph["prune"])
+
+
 def test_reason_of_dvc_itself(checkout: Miniature) -> None:
     shutil.rmtree(checkout.root / "data" / "calibration")
     with pytest.raises(StageError, match=r"Stage prune did not start: .*data/calibration"):
