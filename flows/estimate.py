@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsekd.config import RunConfig
 from sparsekd.errors import ModelError
-from sparsekd.families import find_family, parameters_from_config
+from sparsekd.families import family_of, parameters_from_config
 from sparsekd.pruning.budget import resolve_width
 from sparsekd.runtime import thread_count
 from tasks.state import FOLDER, read_json, read_state, write_json
@@ -72,7 +72,8 @@ class Estimate:
 
 def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
     """Parameters and bytes before and after, from config.json. Raises ConfigError for a width that leaves nothing."""
-    old = int(model.get(find_family(str(model.get("model_type"))).width) or 0)
+    family_of(model)
+    old = int(model.get("intermediate_size") or 0)
     if not old:
         raise ModelError(f"config.json of {config.model.source} has no intermediate_size; it must describe a decoder.")
     new = resolve_width(config.prune.width, old, config.prune.multiple_of)

@@ -125,10 +125,11 @@ def request_cost(model: PreTrainedModel, settings: Benchmark) -> dict[str, float
 
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    body, head = count_parameters(model)["non_embedding"], lm_head(model).numel()
+    body, head = count_parameters(model)["non_embedding"], lm_head(model).weight.numel()
     batch, tokens = settings.batch_size, settings.prefill_tokens
     attention = 2 * tokens**2 * config.num_attention_heads * width * config.num_hidden_layers
-    cached = 2 * config.num_key_value_heads * width * config.num_hidden_layers * (tokens + settings.decode_tokens / 2)
+    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    cached = 2 * key_heads * width * config.num_hidden_layers * (tokens + settings.decode_tokens / 2)
     size = model.dtype.itemsize
     return {
         "prefill_flops": batch * (2 * body * tokens + attention + 2 * head),

@@ -56,7 +56,7 @@ def test_a_model_that_fits_passes() -> None:
 @pytest.mark.parametrize(
     ("model", "sections", "kind", "said"),
     [
-        ({"model_type": "gpt2"}, {}, ModelError, "The model's layout is 'gpt2'; supported are llama"),
+        ({"model_type": "mamba"}, {}, ModelError, "The model's layout is 'mamba'; supported are llama"),
         ({"model_type": None}, {}, ModelError, "The model's layout is 'None'; supported are llama"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
