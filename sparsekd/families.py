@@ -56,6 +56,10 @@ class Family:
 _GEMMA_NORMS: dict[str, Any] = {"norm": "pre_feedforward_layernorm", "post_norm": "post_feedforward_layernorm"}
 _NO_PRE_NORM: dict[str, Any] = {"norm": "mlp", "post_norm": "post_feedforward_layernorm"}
 _FUSED: dict[str, Any] = {"gate": None, "up": "gate_up_proj", "fused": True}
+_GPT2_NAMES = {
+    "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions", "intermediate_size": "n_inner",
+}  # fmt: skip
 _SOFTCAP = "final_logit_softcapping"
 
 FAMILIES = (
@@ -91,13 +95,7 @@ FAMILIES = (
         gate=None,
         up="c_fc",
         down="c_proj",
-        names={
-            "hidden_size": "n_embd",
-            "num_hidden_layers": "n_layer",
-            "num_attention_heads": "n_head",
-            "max_position_embeddings": "n_positions",
-            "intermediate_size": "n_inner",
-        },
+        names=_GPT2_NAMES,
         required={"add_cross_attention": (False, "its layers attend to an encoder")},
     ),
     Family(

@@ -12,9 +12,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from flows import machine, params, preflight
-from flows.estimate import Estimate
+from flows.estimate import Estimate, compressed, estimate
 from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError, SparseKDError
+from tasks.graph import read_graph
+from tests.tiny_models import tiny_config
+
+CHECKOUT = Path(__file__).parents[3]
 
 DENSE: dict[str, Any] = {
     "model_type": "llama",
@@ -90,6 +94,24 @@ def test_what_does_not_fit_the_model(
     model: dict[str, Any], sections: dict[str, Any], kind: type[SparseKDError], said: str
 ) -> None:
     assert said in fault(kind, preflight.check_model, config(**sections), DENSE | model)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gemma3_text", "qwen3_5_text"])
+def test_a_model_with_names_of_its_own_passes_and_is_estimated(tmp_path: Path, model_type: str) -> None:
+    """From its config.json as Transformers writes it; a width of GPT-2 that config.json leaves open is four times d."""
+    values = tiny_config(model_type, max_position_embeddings=1024).to_dict()
+    if model_type == "gpt2":
+        values |= {"n_inner": None, "n_embd": 16}
+    checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values, default=str))
+    wanted = config(model={"source": str(tmp_path / "model")}, prune={"width": 32})
+    model = preflight.dense_config(tmp_path, wanted)
+    preflight.check_model(wanted, model)
+    made = estimate(tmp_path, wanted, model, list(read_graph(CHECKOUT)), measure=False)
+    assert made.memory > 0
+    assert compressed(wanted, model).reduction["width"] == 0.5
+    short = wanted.model_copy(update={"calibrate": config(calibrate={"sequence_length": 2048}).calibrate})
+    assert "takes at most 1024 tokens" in fault(ConfigError, preflight.check_model, short, model)
 
 
 def test_width_one_is_the_identity() -> None:
