@@ -91,6 +91,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 OF_FAMILY: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8},
     "gemma": {"head_dim": 8},
     "gemma2": _GEMMA | _SLIDING | {"final_logit_softcapping": 3.0},
     "gemma3_text": _GEMMA | _SLIDING | {"final_logit_softcapping": 3.0},
@@ -143,6 +144,8 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
         "eos_token_id": 0,
         "initializer_range": 0.2,
     }
+    if model_type in {"gpt2", "opt"}:
+        del sizes["num_key_value_heads"]  # their configs know no such field
     names = families.find_family(model_type).names
     values = {names.get(name, name): value for name, value in (sizes | OF_FAMILY.get(model_type, {}) | changes).items()}
     return AutoConfig.for_model(model_type, **values)

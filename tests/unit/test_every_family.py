@@ -16,18 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsekd.config import Prune
+from sparsekd.config import Benchmark, Prune
 from sparsekd.decoding import greedy
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.student import cast_frozen_projections, freeze_all_but_ffn_and_norms
 from sparsekd.distillation.teacher import TeacherCache, _write_head
 from sparsekd.evaluation.profile import operator_classes
+from sparsekd.evaluation.speed_worker import request_cost
 from sparsekd.families import find_family
 from sparsekd.feed_forward import FeedForward, feed_forwards
-from sparsekd.models import final_hidden, lm_head, load_model, save_checkpoint
+from sparsekd.models import count_parameters, final_hidden, lm_head, load_model, save_checkpoint
 from sparsekd.pruning import walk
 from sparsekd.pruning.compensation import ridge
 from sparsekd.pruning.statistics import Moments
+from sparsekd.pruning.target import block_target
 from tests.tiny_models import EVERY_FAMILY, tiny_model
 
 WIDTH = 64
@@ -97,6 +99,24 @@ def test_with_all_neurons_kept_compensation_is_the_identity(family: str, monkeyp
     found = ridge(moments.cross, moments.covariance, weight, 0.0)
     error = torch.linalg.norm((found - weight) @ moments.covariance @ (found - weight).T)
     assert error < 1e-3 * torch.linalg.norm(weight.double() @ moments.covariance @ weight.T.double())  # bf16 matmuls
+
+
+@every_family
+@torch.no_grad()
+def test_a_block_that_met_its_target_would_give_the_stream_what_it_lost(family: str) -> None:
+    """Exactly where the stream takes the output as it is; along most of it where a norm stands between."""
+    block = feed_forwards(model_of(family))[1]
+    output, lost = torch.randn(2, 2, 5, 32, generator=torch.Generator().manual_seed(1))
+    target, weight = block_target(block, output, 1e-3 * lost)
+    gained = 1e3 * (block.contribution(target) - block.contribution(output))
+    if block.post_norm is None:
+        assert weight is None
+        torch.testing.assert_close(gained, lost, rtol=0.01, atol=0.01)
+    else:
+        assert weight is not None
+        torch.testing.assert_close(weight[..., 0], 1 / output.square().mean(-1).sqrt())
+        assert 0.5 * lost.norm() < gained.norm() < lost.norm()
+        assert nn.functional.cosine_similarity(gained.flatten(), lost.flatten(), dim=0) > 0.9
 
 
 @every_family
@@ -251,6 +271,16 @@ def test_greedy_answers_with_a_cache_and_padding_are_those_without(family: str) 
             scores = logits(model, torch.tensor([sequence]))[0, -1]
             assert scores[token] >= scores.max() - 1e-4
             sequence.append(token)
+
+
+@every_family
+def test_a_request_costs_what_its_attention_layers_hold(family: str) -> None:
+    cost = request_cost(model_of(family), Benchmark(prefill_tokens=8, decode_tokens=4))
+    counts, head = count_parameters(model_of(family)), lm_head(model_of(family)).weight.numel()
+    cached = cost["decode_bytes"] / 4 - counts["non_embedding"] - head
+    heads = {"gemma4_text": 2 * 8 + 2 * 16, "gemma4_unified_text": 2 * 8 + 2 * 16, "qwen3_5_text": 2 * 8}
+    without_groups = 2 * 32 if family in {"gpt2", "opt"} else 2 * 16
+    assert cached == 2 * heads.get(family, without_groups) * (8 + 4 / 2)
 
 
 @every_family
