@@ -40,6 +40,7 @@ class Family:
 
     # config.json: its own names of fields, and those that make another logit of the LM head's output
     names: Mapping[str, str] = field(default_factory=dict)  # standard name -> the family's
+    default_width: int = 0  # times hidden_size, where config.json leaves the width open
     logit_factor: str | None = None
     logit_divisor: str | None = None
     softcap: str | None = None
@@ -76,10 +77,7 @@ FAMILIES = (
         required={
             "use_double_wide_mlp": (False, "some layers are twice as wide as the others"),
             "num_kv_shared_layers": (0, "layers share keys and values, which pruning layer by layer cannot follow"),
-            "hidden_size_per_layer_input": (
-                0,
-                "layers read token embeddings of their own, which pruning cannot follow",
-            ),
+            "hidden_size_per_layer_input": (0, "layers read embeddings of their own, which pruning cannot follow"),
         },
     ),
     Family(("olmo2", "olmo3", "exaone4"), **_NO_PRE_NORM),
@@ -96,6 +94,7 @@ FAMILIES = (
         up="c_fc",
         down="c_proj",
         names=_GPT2_NAMES,
+        default_width=4,
         required={"add_cross_attention": (False, "its layers attend to an encoder")},
     ),
     Family(
@@ -122,14 +121,18 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 
 def find_family(model_type: str) -> Family:
     """The description of `model_type`. Raises ModelError for a layout that nobody has described yet."""
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
+    family = _described(model_type)
+    if family is not None:
+        return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise ModelError(
         f"The model's layout is {model_type!r}; supported are {known}. A family is one entry in sparsekd/families.py: "
         "where its layers, norm, gate, up and down projections are (docs/families.md)."
     )
+
+
+def _described(model_type: Any) -> Family | None:
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -150,21 +153,23 @@ def _obstacle(values: Mapping[str, Any]) -> str | None:
     model_type = values.get("model_type")
     if model_type in REFUSED:
         return REFUSED[model_type]
-    if any(isinstance(values.get(name), int) and values[name] > 0 for name in _EXPERTS):
+    language = {**values, **(values.get("text_config") or {})}
+    if any(isinstance(language.get(name), int) and language[name] > 0 for name in _EXPERTS):
         return "it is a mixture of experts, whose feed-forward blocks are not pruned yet"
-    layers = values.get("per_layer_config") or {}
-    own = [
-        layer for layer in (layers.values() if isinstance(layers, Mapping) else layers) if isinstance(layer, Mapping)
-    ]
-    if isinstance(values.get("intermediate_size"), (list, tuple)) or any("intermediate_size" in layer for layer in own):
+    if _widths_differ(language):
         return _WIDTHS_DIFFER
-    family = next((family for family in FAMILIES if model_type in family.model_types), None)
-    if family is None:
-        return (
-            "Transformers loads it only as a whole, not its language model alone" if "text_config" in values else None
-        )
-    faults = (why for name, (value, why) in family.required.items() if values.get(name, value) != value)
-    return next(faults, None)
+    family = _described(model_type)
+    if family is not None:
+        return next((why for name, (must, why) in family.required.items() if values.get(name, must) != must), None)
+    return "Transformers loads it only as a whole, not its language model alone" if "text_config" in values else None
+
+
+def _widths_differ(values: Mapping[str, Any]) -> bool:
+    """Whether config.json gives the layers widths of their own."""
+    layers = values.get("per_layer_config") or ()
+    own = layers.values() if isinstance(layers, Mapping) else layers
+    listed = isinstance(values.get("intermediate_size"), (list, tuple))
+    return listed or any(isinstance(layer, Mapping) and "intermediate_size" in layer for layer in own)
 
 
 def standard_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,13 +178,13 @@ def standard_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Of a model with a nested text_config whose language model loads alone, that one's. Whatever else there is stays.
     """
     values = dict(config)
-    family = next((family for family in FAMILIES if values.get("model_type") in family.model_types), None)
+    family = _described(values.get("model_type"))
     if family is None:
         return values
     values |= values.pop("text_config", None) or {}
     values |= {standard: values[own] for standard, own in family.names.items() if values.get(own) is not None}
-    if family.names and values.get("intermediate_size") is None and isinstance(values.get("hidden_size"), int):
-        values["intermediate_size"] = 4 * values["hidden_size"]  # what no number means to those that allow it (GPT-2)
+    if family.default_width and values.get("intermediate_size") is None and "hidden_size" in values:
+        values["intermediate_size"] = family.default_width * values["hidden_size"]
     return values
 
 

@@ -88,13 +88,14 @@ EXPERTS = "it is a mixture of experts"
         ({"model_type": "gemma4_text", "num_kv_shared_layers": 10}, "layers share keys and values"),
         (
             {"model_type": "gemma4_text", "hidden_size_per_layer_input": 256},
-            "layers read token embeddings of their own",
+            "layers read embeddings of their own",
         ),
         ({"model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 8}, EXPERTS),
         ({"model_type": "lfm2", "block_auto_adjust_ff_dim": True}, "its code makes another width"),
         ({"model_type": "mixtral", "num_local_experts": 8}, EXPERTS),
         ({"model_type": "qwen3_moe", "num_experts": 8}, EXPERTS),
         ({"model_type": "deepseek_v3", "n_routed_experts": 8}, EXPERTS),
+        ({"model_type": "qwen3_5_moe", "text_config": {"num_experts": 8}}, EXPERTS),
         ({"model_type": "opt", "do_layer_norm_before": False}, "it normalises after the residual sum"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "its layers attend to an encoder"),
         (
@@ -122,12 +123,13 @@ def test_an_unknown_layout_names_the_known_ones() -> None:
         family_of({"model_type": "mamba"})
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt"])
 def test_a_config_without_a_field_is_named(model_type: str) -> None:
     values = tiny_config(model_type).to_dict()
     for field in ("vocab_size", "intermediate_size", "num_hidden_layers"):
+        own = find_family(model_type).names.get(field, field)
         with pytest.raises(ModelError, match=rf"config\.json of the model has no usable '{field}'"):
-            parameters_from_config({key: value for key, value in values.items() if key != field})
+            parameters_from_config({key: value for key, value in values.items() if key != own})
 
 
 def test_values_that_describe_no_model_are_refused_in_one_sentence() -> None:
