@@ -8,7 +8,7 @@ from typing import Any
 
 from flows import machine
 from flows.confined import check_confined
-from flows.estimate import Estimate, compressed
+from flows.estimate import Estimate, widths
 from sparsekd.artifacts import hash_directory
 from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
@@ -80,7 +80,7 @@ def check_settings(root: Path, config: RunConfig, model: dict[str, Any]) -> None
 def check_model(config: RunConfig, model: dict[str, Any]) -> None:
     """The model's layout is known, a width is left, and every sequence fits. Raises ModelError or ConfigError."""
     check_layout(config.model.source, model)
-    compressed(config, model)
+    widths(config, model)
     timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens
     check_lengths(
         config.model.source,

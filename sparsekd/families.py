@@ -188,6 +188,7 @@ def standard_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _CLOSED_FORM = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 _QKV_BIAS = ("qwen2",)  # always there, whatever attention_bias says
 _QK_NORM = ("qwen3",)
@@ -202,19 +203,21 @@ def parameters_from_config(config: Mapping[str, Any], intermediate_size: int | N
     fields that this takes.
     """
     family = family_of(config)
-    values = standard_config(config)
-    width = intermediate_size or values.get("intermediate_size")
-    try:
-        if not width:
-            raise KeyError("intermediate_size")
-        if values["model_type"] in _CLOSED_FORM:
-            return _by_formula(values, width)
-        needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        _ = [values[name] for name in needed]
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelError(f"config.json of the model has no usable {error}; it must describe a decoder.") from None
+    values = check_fields(config)
+    width = intermediate_size or values["intermediate_size"]
+    if values["model_type"] in _CLOSED_FORM:
+        return _by_formula(values, width)
     own = {name: value for name, value in values.items() if name not in family.names} | {family.width: width}
     return dict(_by_building(json.dumps(own, sort_keys=True)))
+
+
+def check_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` under standard names. Raises ModelError where one that says how large the model is, is no number."""
+    values = standard_config(config)
+    for name in _SIZES:
+        if not isinstance(values.get(name), int) or values[name] < 1:
+            raise ModelError(f"config.json of the model has no usable {name!r}; it must describe a decoder.")
+    return values
 
 
 def _by_formula(config: Mapping[str, Any], width: int) -> dict[str, int]:

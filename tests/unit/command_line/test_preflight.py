@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_a_model_that_fits_passes() -> None:
             ModelError,
             "has quantised weights (gptq); its unquantised",
         ),
-        ({"intermediate_size": None}, {}, ModelError, "has no intermediate_size"),
+        ({"intermediate_size": None}, {}, ModelError, "has no usable 'intermediate_size'"),
         ({}, {"prune": {"width": 0.1}}, ConfigError, "prune.width is 0.1; of 256 neurons that rounds to none"),
         (
             {},
@@ -112,6 +113,20 @@ def test_a_model_with_names_of_its_own_passes_and_is_estimated(tmp_path: Path, m
     assert compressed(wanted, model).reduction["width"] == 0.5
     short = wanted.model_copy(update={"calibrate": config(calibrate={"sequence_length": 2048}).calibrate})
     assert "takes at most 1024 tokens" in fault(ConfigError, preflight.check_model, short, model)
+
+
+def test_the_checks_of_a_run_with_nothing_to_do_load_no_torch(tmp_path: Path) -> None:
+    """Whatever the layout: only an estimate has Transformers count a rarer one."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("gemma2", max_position_embeddings=1024).to_dict()))
+    program = (
+        "import json, sys; from flows import preflight; from sparsekd.config import RunConfig, Prune\n"
+        "from sparsekd.families import standard_config\n"
+        f"model = standard_config(json.load(open({str(tmp_path / 'config.json')!r})))\n"
+        "preflight.check_model(RunConfig(prune=Prune(width=32)), model)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_width_one_is_the_identity() -> None:
