@@ -65,6 +65,18 @@ def test_the_documented_example_is_all_that_a_new_family_takes(monkeypatch: pyte
     assert model.config.intermediate_size == 40
 
 
+def test_the_page_lists_the_families_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    table = page.partition("| | `model_type` |")[2].partition("\n\n")[0]
+    described = {name for family in families.FAMILIES for name in family.model_types}
+    assert set(re.findall(r"`(\w+)`", table)) == described
+    fields = page.partition("| field | what it says |")[2].partition("\n\n")[0]
+    named = {
+        name for row in fields.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1:2][0] if row else "")
+    }
+    assert named == {field.name for field in dataclasses.fields(families.Family)} - {"model_types"}
+
+
 def test_an_entry_takes_less_than_fifteen_lines_and_no_model_type_is_asked_for_elsewhere() -> None:
     root = Path(__file__).parents[2]
     tree = ast.parse((root / "sparsekd" / "families.py").read_text())
