@@ -61,7 +61,7 @@ def measure(variant: str, arguments: argparse.Namespace) -> float:
     if variant == VARIANTS[2]:
         cache = teacher.TeacherCache.open(arguments.cache)
         compiled, _ = student.should_compile(Distill(), model.device)
-        head = lm_head(model).detach().to(torch.bfloat16)
+        head = lm_head(model).to(model.device, torch.bfloat16)
         student.cast_frozen_projections(model, torch.bfloat16)
         if compiled:
             student.compile_layers(model)

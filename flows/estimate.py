@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.config import RunConfig
-from sparsekd.errors import ModelError
-from sparsekd.families import find_family, parameters_from_config
+from sparsekd.families import check_fields, family_of, parameters_from_config
 from sparsekd.pruning.budget import resolve_width
 from sparsekd.runtime import thread_count
 from tasks.state import FOLDER, read_json, read_state, write_json
@@ -72,13 +71,17 @@ class Estimate:
 
 def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
     """Parameters and bytes before and after, from config.json. Raises ConfigError for a width that leaves nothing."""
-    old = int(model.get(find_family(str(model.get("model_type"))).width) or 0)
-    if not old:
-        raise ModelError(f"config.json of {config.model.source} has no intermediate_size; it must describe a decoder.")
-    new = resolve_width(config.prune.width, old, config.prune.multiple_of)
+    old, new = widths(config, model)
     dense, pruned = parameters_from_config(model), parameters_from_config(model, new)
     each = _element_bytes(model)
     return Compressed(dense, pruned, each * dense["total"], each * pruned["total"], old, new)
+
+
+def widths(config: RunConfig, model: dict[str, Any]) -> tuple[int, int]:
+    """intermediate_size before and after. Raises ModelError without one, ConfigError where nothing would be left."""
+    family_of(model)
+    old = int(check_fields(model)["intermediate_size"])
+    return old, resolve_width(config.prune.width, old, config.prune.multiple_of)
 
 
 def estimate(root: Path, config: RunConfig, model: dict[str, Any], stages: list[str], measure: bool = True) -> Estimate:

@@ -8,12 +8,12 @@ from typing import Any
 
 from flows import machine
 from flows.confined import check_confined
-from flows.estimate import Estimate, compressed
+from flows.estimate import Estimate, widths
 from sparsekd.artifacts import hash_directory
 from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
 from sparsekd.evaluation.packaged_tasks import check_tasks
-from sparsekd.families import find_family
+from sparsekd.families import family_of, standard_config
 from sparsekd.sources import ResolvedModel, model_config, packaged_tasks, resolve_model, resolve_text
 from tasks.corpora import own_corpora
 from tasks.state import read_json
@@ -58,13 +58,13 @@ def resolve_sources(config: RunConfig, root: Path = Path()) -> tuple[RunConfig, 
 
 
 def dense_config(root: Path, config: RunConfig) -> dict[str, Any]:
-    """config.json of the dense model: from data/raw/model where it is the same, else from the source."""
+    """config.json of the dense model under standard names: from data/raw/model, or else the source."""
     fetched = root / "data" / "raw" / "model"
     manifest: Any = read_json(fetched / "manifest.json")
     if isinstance(manifest, dict) and manifest.get("config", {}).get("model") == config.model.model_dump(mode="json"):
         values: Any = read_json(fetched / "config.json")
         if isinstance(values, dict):
-            return values
+            return standard_config(values)
     return model_config(config.model.source, config.model.revision)
 
 
@@ -80,7 +80,7 @@ def check_settings(root: Path, config: RunConfig, model: dict[str, Any]) -> None
 def check_model(config: RunConfig, model: dict[str, Any]) -> None:
     """The model's layout is known, a width is left, and every sequence fits. Raises ModelError or ConfigError."""
     check_layout(config.model.source, model)
-    compressed(config, model)
+    widths(config, model)
     timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens
     check_lengths(
         config.model.source,
@@ -95,8 +95,8 @@ def check_model(config: RunConfig, model: dict[str, Any]) -> None:
 
 
 def check_layout(source: str, model: dict[str, Any]) -> None:
-    """Raise ModelError unless `model` (config.json) has a known layout and plain weights."""
-    find_family(str(model.get("model_type")))
+    """Raise ModelError unless `model` (config.json) has a supported layout and plain weights."""
+    family_of(model)
     if quantised := model.get("quantization_config"):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise ModelError(

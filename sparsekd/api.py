@@ -21,7 +21,8 @@ from sparsekd.distillation.card import write_card
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
-from sparsekd.models import count_parameters, feed_forwards, load_model, load_tokenizer, reduction
+from sparsekd.feed_forward import feed_forwards
+from sparsekd.models import count_parameters, load_model, load_tokenizer, reduction
 from sparsekd.progress import Progress, silent
 from sparsekd.pruning.checkpoint import prune_checkpoint
 from sparsekd.runtime import resolve_device, use_threads

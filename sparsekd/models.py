@@ -1,4 +1,4 @@
-"""Stock decoder checkpoints: load, save, count, and find the feed-forward block of every supported family.
+"""Stock decoder checkpoints: load, save, count, and turn hidden states into logits.
 
 A family is one entry in sparsekd/families.py: everything else is shared code.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,101 +17,30 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import logging as transformers_logging
 
 from sparsekd.errors import ModelError
-from sparsekd.families import Family, find_family
+from sparsekd.families import family_of
+from sparsekd.feed_forward import feed_forwards, projection_parameters
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class FeedForward:
-    """The feed-forward block of one decoder layer."""
-
-    family: Family
-    layer: nn.Module
-
-    @property
-    def block(self) -> nn.Module:
-        return self.layer.get_submodule(self.family.block)
-
-    @property
-    def norm(self) -> nn.Module:
-        return self.layer.get_submodule(self.family.norm)
-
-    @property
-    def down(self) -> nn.Linear:
-        return cast(nn.Linear, self.block.get_submodule(self.family.down))
-
-    @property
-    def width(self) -> int:
-        """intermediate_size of this layer."""
-        return self.down.in_features
-
-    def keep(self, neurons: Int[Tensor, " kept"], down_weight: Float[Tensor, "hidden kept"] | None = None) -> None:
-        """Cut the block down to `neurons`, in that order: one index tensor slices every projection.
-
-        `down_weight` replaces the sliced down_proj.weight (compensation). Biases of the neurons follow them.
-        """
-        rows = torch.cat([neurons, neurons + self.width]) if self.family.fused else neurons
-        for name in (self.family.gate, self.family.up):
-            if name is not None:
-                _replace(self.block, name, *_rows(self.block.get_submodule(name), rows))
-        weight = self.down.weight.detach()[:, neurons] if down_weight is None else down_weight.to(self.down.weight)
-        bias = None if self.down.bias is None else self.down.bias.detach()
-        _replace(self.block, self.family.down, weight, bias)
-
-
-def _rows(linear: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    linear = cast(nn.Linear, linear)
-    return linear.weight.detach()[rows], None if linear.bias is None else linear.bias.detach()[rows]
-
-
-def _replace(block: nn.Module, name: str, weight: Tensor, bias: Tensor | None) -> None:
-    old = cast(nn.Linear, block.get_submodule(name))
-    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    new.weight = nn.Parameter(weight.contiguous(), requires_grad=old.weight.requires_grad)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.contiguous(), requires_grad=old.weight.requires_grad)
-    setattr(block, name, new)
-
-
-def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
-    """The feed-forward block of every decoder layer, in order."""
-    family = find_family(model.config.model_type)
-    try:
-        layers = cast(nn.ModuleList, model.get_submodule(family.layers))
-        blocks = [FeedForward(family, layer) for layer in layers]
-        for block in blocks:
-            if not isinstance(block.down, nn.Linear):
-                raise AttributeError(family.down)
-            _ = block.norm
-    except AttributeError:
-        raise ModelError(
-            f"A {model.config.model_type} model should have {family.layers}.N.{family.block}.{family.down} and "
-            f"{family.norm}; this one has not. Describe it in sparsekd/families.py."
-        ) from None
-    return blocks
-
-
-def set_width(model: PreTrainedModel, width: int) -> None:
-    """Write the new integer intermediate_size into the model's config and blocks."""
-    family = find_family(model.config.model_type)
-    setattr(model.config, family.width, width)
-    for block in feed_forwards(model):
-        if hasattr(block.block, family.width):
-            setattr(block.block, family.width, width)
-
-
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory. Raises ModelError when there is none or its layout is unknown."""
+    """config.json of a checkpoint directory. Raises ModelError when there is none or its layout is not supported."""
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
     except (OSError, json.JSONDecodeError):
         raise ModelError(f"{path} has no readable config.json; a Transformers checkpoint directory has one.") from None
-    find_family(str(config.get("model_type")))
+    family_of(config)
     return config
 
 
@@ -141,6 +70,19 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | tor
             raise ModelError(f"{path} has {kind.replace('_', ' ')}: {names}. The checkpoint is incomplete or damaged.")
     feed_forwards(model)
     return cast(PreTrainedModel, model.to(device).eval())
+
+
+def empty_model(values: dict[str, Any]) -> PreTrainedModel:
+    """The model that Transformers builds from the values of a config.json: its modules, but no memory for weights.
+
+    Raises ModelError for values that it does not take.
+    """
+    try:
+        with _errors_only(), torch.device("meta"):
+            config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise ModelError(f"config.json does not describe a model: {' '.join(str(error).split())[:300]}") from None
 
 
 @contextlib.contextmanager
@@ -180,7 +122,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def declared_dtype(path: Path) -> torch.dtype:
     """The dtype that the checkpoint's config.json declares (float32 when it says nothing)."""
     config = AutoConfig.from_pretrained(path, local_files_only=True)
-    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    declared = (config.dtype, config.get_text_config().dtype)
+    return next((dtype for dtype in declared if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 _MORE_TEMPLATES = "additional_chat_templates"
@@ -216,10 +159,51 @@ def _is_companion(file: Path) -> bool:
     return file.suffix in {".json", ".model", ".txt", ".jinja", ".tiktoken"} and "index" not in file.name
 
 
-def lm_head(model: PreTrainedModel) -> Float[Tensor, "vocab hidden"]:
-    """The weight of the output projection (the embedding matrix where they are tied)."""
+@dataclass(frozen=True)
+class LMHead:
+    """What makes logits of final hidden states: z = scale · (W h + b), and with a cap c of it c · tanh(z / c).
+
+    Granite and Cohere scale, Gemma caps, Phi has a bias; of most models there is only the weight.
+    """
+
+    weight: Float[Tensor, "vocab hidden"]
+    bias: Float[Tensor, " vocab"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
+        """One matmul in the weight's dtype; scale and cap in float32."""
+        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        if self.scale != 1:
+            logits = logits.float() * self.scale
+        if self.softcap is not None:
+            logits = (logits.float() / self.softcap).tanh() * self.softcap
+        return logits
+
+    def backward(
+        self, gradient: Float[Tensor, "tokens vocab"], logits: Float[Tensor, "tokens vocab"]
+    ) -> Float[Tensor, "tokens hidden"]:
+        """The gradient of the hidden states, float32, from that of the `logits` which they gave."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap).square())
+        if self.scale != 1:
+            gradient = gradient * self.scale
+        return (gradient.to(self.weight.dtype) @ self.weight).float()
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LMHead:
+        """The same on another device or in another dtype, cut off from autograd."""
+        bias = None if self.bias is None else self.bias.detach().to(device, dtype)
+        return replace(self, weight=self.weight.detach().to(device, dtype), bias=bias)
+
+
+def lm_head(model: PreTrainedModel) -> LMHead:
+    """The output projection (the embedding matrix where they are tied), with the family's scale and softcap."""
+    family, config = family_of(model.config.to_dict()), model.config
     head: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return head.weight
+    scale = float(getattr(config, family.logit_factor)) if family.logit_factor else 1.0
+    if family.logit_divisor:
+        scale /= getattr(config, family.logit_divisor)
+    return LMHead(head.weight, head.bias, scale, getattr(config, family.softcap) if family.softcap else None)
 
 
 def final_hidden(
@@ -232,8 +216,9 @@ def final_hidden(
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Parameters in all, without the embeddings and the LM head, and in the feed-forward blocks; tied ones once."""
     total = sum(p.numel() for p in model.parameters())
-    embeddings = {id(p): p.numel() for p in (cast(nn.Embedding, model.get_input_embeddings()).weight, lm_head(model))}
-    ffn = sum(p.numel() for block in feed_forwards(model) for p in block.block.parameters())
+    weights = (cast(nn.Embedding, model.get_input_embeddings()).weight, lm_head(model).weight)
+    embeddings = {id(p): p.numel() for p in weights}
+    ffn = sum(p.numel() for p in projection_parameters(feed_forwards(model)))
     return {"total": total, "non_embedding": total - sum(embeddings.values()), "ffn": ffn}
 
 

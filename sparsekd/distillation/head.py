@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsekd.distillation.losses import LossTerms, distillation_terms
+from sparsekd.models import LMHead
 
 CHUNK = 256
 """Tokens a chunk: smaller ones were slower (docs/experiments.md)."""
@@ -22,10 +23,10 @@ Terms = Callable[[Tensor, Tensor, Tensor, float, float], LossTerms]
 
 @dataclass(frozen=True)
 class HeadLoss:
-    """The loss of student hidden states against teacher hidden states through one LM head weight."""
+    """The loss of student hidden states against teacher hidden states, each through its own frozen LM head."""
 
-    weight: Float[Tensor, "vocab hidden"]
-    teacher_weight: Float[Tensor, "vocab hidden"]
+    head: LMHead
+    teacher_head: LMHead
     alpha: float
     temperature: float
     terms: Terms = distillation_terms
@@ -39,30 +40,23 @@ class HeadLoss:
         """Mean KL and mean cross-entropy in nats a token, and the gradient of the mean loss, float32."""
         kl = ce = torch.zeros((), device=student.device)
         gradients = []
-        for terms in self._chunks(student, teacher, targets):
+        for logits, terms in self._chunks(student, teacher, targets):
             kl, ce = kl + terms.kl, ce + terms.ce
-            gradients.append((terms.gradient.to(self.weight.dtype) @ self.weight).float())
+            gradients.append(self.head.backward(terms.gradient, logits))
         count = len(targets)
         return float(kl) / count, float(ce) / count, torch.cat(gradients) / count
 
     def values(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[float, float]:
         """Summed KL and cross-entropy, without the gradient."""
         kl = ce = 0.0
-        for terms in self._chunks(student, teacher, targets):
+        for _, terms in self._chunks(student, teacher, targets):
             kl, ce = kl + float(terms.kl), ce + float(terms.ce)
         return kl, ce
 
-    def _chunks(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Iterator[LossTerms]:
+    def _chunks(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, LossTerms]]:
+        """The student's logits and the terms of the loss, chunk by chunk."""
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            yield self.terms(
-                self._logits(student[rows], self.weight),
-                self._logits(teacher[rows], self.teacher_weight),
-                targets[rows],
-                self.alpha,
-                self.temperature,
-            )
-
-    @staticmethod
-    def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden.to(weight.dtype), weight)
+            logits = self.head.logits(student[rows])
+            dense = self.teacher_head.logits(teacher[rows])
+            yield logits, self.terms(logits, dense, targets[rows], self.alpha, self.temperature)

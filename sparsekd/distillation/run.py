@@ -76,9 +76,9 @@ def distill_checkpoint(
     conditions = _conditions(device, compiled, config)
     store = CheckpointStore(checkpoints / _key(config, identity), conditions)
     _require_disk(checkpoints, sum(p.numel() for p in parameters.values()))
-    head = lm_head(model).detach()
+    head = lm_head(model).to(device)
     if config.precision == "bf16":
-        head = head.to(torch.bfloat16)
+        head = head.to(device, torch.bfloat16)
         cast_frozen_projections(model, torch.bfloat16)
     if compiled:
         compile_layers(model)
@@ -86,7 +86,11 @@ def distill_checkpoint(
         model,
         parameters,
         HeadLoss(
-            head, curriculum.cache.head.to(device, head.dtype), config.alpha, config.temperature, head_terms(compiled)
+            head,
+            curriculum.cache.head.to(device, head.weight.dtype),
+            config.alpha,
+            config.temperature,
+            head_terms(compiled),
         ),
         curriculum.lesson(config),
         curriculum.validation_lessons(config),

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from sparsekd.config import Distill
 from sparsekd.errors import ResourceError
-from sparsekd.models import feed_forwards
+from sparsekd.feed_forward import PROJECTIONS, feed_forwards, projection_parameters
 
 
 def freeze_all_but_ffn_and_norms(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Leave only feed-forward blocks and normalisation weights trainable; return them by name, in model order."""
-    trainable = {id(p) for block in feed_forwards(model) for p in block.block.parameters()}
+    trainable = {id(p) for p in projection_parameters(feed_forwards(model))}
     for module in model.modules():
-        if type(module).__name__.endswith("Norm"):
+        if "Norm" in type(module).__name__:
             trainable |= {id(p) for p in module.parameters()}
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
@@ -36,7 +36,7 @@ def cast_frozen_projections(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """
     for block in feed_forwards(model):
         for module in block.layer.modules():
-            if isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters()):
+            if isinstance(module, PROJECTIONS) and not any(p.requires_grad for p in module.parameters()):
                 module.to(dtype)
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from sparsekd.calibration.packing import CalibrationSet, Packed
 from sparsekd.errors import ArtifactError
-from sparsekd.models import final_hidden, lm_head
+from sparsekd.models import LMHead, final_hidden, lm_head
 from sparsekd.progress import Progress, silent
 
 _HEAD = "lm_head.safetensors"
@@ -30,14 +30,14 @@ class TeacherCache:
     """A teacher cache on disk, memory-mapped, and the LM head that turns its hidden states into logits."""
 
     directory: Path
-    head: Float[Tensor, "vocab hidden"]
+    head: LMHead
 
     @classmethod
     def open(cls, directory: Path) -> TeacherCache:
         """Raises ArtifactError when the head is missing."""
         if not (directory / _HEAD).is_file():
             raise ArtifactError(f"{directory / _HEAD} is not there; run stage teacher: `sparsekd compress`.")
-        return cls(directory, _read(directory / _HEAD, "weight"))
+        return cls(directory, _read_head(directory / _HEAD))
 
     def hidden(self, part: str) -> Float[Tensor, "sequences length hidden"]:
         """bfloat16 hidden states of a part such as "calibration" or "test-wiki", in the order of its sequences."""
@@ -48,13 +48,29 @@ class TeacherCache:
 
     def logits(self, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
         """The teacher's logits, float32: one matmul in the cache's own dtype."""
-        head = self.head.to(hidden.device)
-        return torch.nn.functional.linear(hidden.to(head.dtype), head).float()
+        return self.head.to(hidden.device).logits(hidden).float()
 
 
 def _read(file: Path, name: str) -> Tensor:
     with safe_open(file, framework="pt") as tensors:
         return cast(Tensor, tensors.get_tensor(name))
+
+
+def _read_head(file: Path) -> LMHead:
+    with safe_open(file, framework="pt") as tensors:
+        bias = tensors.get_tensor("bias") if "bias" in tensors.keys() else None  # noqa: SIM118 - not a mapping
+        facts = tensors.metadata() or {}
+        softcap = float(facts["softcap"]) if "softcap" in facts else None
+        return LMHead(tensors.get_tensor("weight"), bias, float(facts.get("scale", 1.0)), softcap)
+
+
+def _write_head(head: LMHead, file: Path) -> None:
+    """What a model has of bias, scale and softcap stands beside the weight; of most there is the weight alone."""
+    head = head.to("cpu", torch.bfloat16)
+    tensors = {"weight": head.weight.contiguous()} | ({} if head.bias is None else {"bias": head.bias.contiguous()})
+    facts = {"scale": head.scale if head.scale != 1 else None, "softcap": head.softcap}
+    given = {name: repr(float(value)) for name, value in facts.items() if value is not None}
+    save_file(tensors, file, metadata=given or None)
 
 
 @torch.inference_mode()
@@ -91,4 +107,4 @@ def write_teacher_cache(
         hidden = hidden_states(model, packed, batch_size, progress, done, total)
         save_file({"hidden": hidden}, out / f"{name}.safetensors")
         done += packed.tokens
-    save_file({"weight": lm_head(model).detach().to("cpu", torch.bfloat16).contiguous()}, out / _HEAD)
+    _write_head(lm_head(model), out / _HEAD)

@@ -21,7 +21,7 @@ from sparsekd.distillation.losses import cross_entropy, kl_divergence
 from sparsekd.distillation.teacher import TeacherCache
 from sparsekd.errors import ArtifactError
 from sparsekd.evaluation.intervals import Interval, ratio_interval
-from sparsekd.models import final_hidden, lm_head
+from sparsekd.models import LMHead, final_hidden, lm_head
 from sparsekd.progress import Progress, silent
 
 CHUNK = 512  # tokens whose logits stand at once; under 256 the LM head's matmul is slower
@@ -100,7 +100,7 @@ def document_sums(
 
 def score_tokens(
     hidden: Float[Tensor, "tokens hidden"],
-    head: Float[Tensor, "vocab hidden"],
+    head: LMHead,
     targets: Int[Tensor, " tokens"],
     dense_hidden: Float[Tensor, "tokens hidden"] | None = None,
     teacher: TeacherCache | None = None,
@@ -109,7 +109,7 @@ def score_tokens(
     parts = [_no_scores(targets[:0])]
     for start in range(0, len(targets), CHUNK):
         rows = slice(start, start + CHUNK)
-        logits = torch.nn.functional.linear(hidden[rows], head)
+        logits = head.logits(hidden[rows])
         dense = None
         if dense_hidden is not None and teacher is not None:
             dense = teacher.logits(dense_hidden[rows])

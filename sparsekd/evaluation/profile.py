@@ -12,7 +12,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
-from sparsekd.models import feed_forwards, lm_head
+from sparsekd.feed_forward import feed_forwards
+from sparsekd.models import lm_head
 
 CLASSES = ("ffn", "attention", "lm_head", "rest")
 _MARK = "sparsekd:"
@@ -24,9 +25,11 @@ def operator_classes(model: PreTrainedModel) -> dict[nn.Module, str]:
     """
     classes: dict[nn.Module, str] = {}
     for feed_forward in feed_forwards(model):
-        classes |= {module: "ffn" for module in feed_forward.block.modules() if isinstance(module, nn.Linear)}
-        classes |= {module: "attention" for name, module in feed_forward.layer.named_children() if "attn" in name}
-    weight = lm_head(model)
+        classes |= dict.fromkeys(feed_forward.projections, "ffn")
+        classes |= {
+            module: "attention" for name, module in feed_forward.layer.named_children() if name.endswith("attn")
+        }
+    weight = lm_head(model).weight
     head = next(module for module in model.modules() if isinstance(module, nn.Linear) and module.weight is weight)
     return classes | {head: "lm_head"}
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsekd.evaluation.perplexity import BLOCK, CHUNK
-from sparsekd.models import lm_head
+from sparsekd.families import family_of
+from sparsekd.models import LMHead, lm_head
 from sparsekd.progress import Progress, silent
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -82,7 +83,12 @@ class SharedContextLM(HFLM):
         return [answers[place] for place in range(len(requests))]
 
     def _groups(self, requests: Sequence[Request]) -> tuple[list[Group], list[int]]:
-        """Requests by context, longest first; and the places of those too long for an untruncated, unwindowed pass."""
+        """Requests by context, longest first; and the places of those too long for an untruncated, unwindowed pass.
+
+        Where layers carry a state along the sequence, no mask hides one continuation from the next: all go to stock.
+        """
+        if family_of(self.model.config.to_dict()).recurrent:
+            return [], list(range(len(requests)))
         window = getattr(self.config, "sliding_window", None)
         limit = min(self.max_length, window) if window else self.max_length
         places: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -147,12 +153,12 @@ def pack_groups(groups: Sequence[Group], dtype: torch.dtype) -> PackedGroups:
 
 
 def score_continuations(
-    hidden: Float[Tensor, "targets hidden"], head: Float[Tensor, "vocab hidden"], targets: Int[Tensor, " targets"]
+    hidden: Float[Tensor, "targets hidden"], head: LMHead, targets: Int[Tensor, " targets"]
 ) -> tuple[Float[Tensor, " targets"], Bool[Tensor, " targets"]]:
     """log q of each target, float32, and whether it has the largest logit; chunk by chunk."""
     log_probs, greedy = [], []
     for chunk, wanted in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
-        logits = torch.nn.functional.linear(chunk, head)
+        logits = head.logits(chunk)
         size = BLOCK if logits.device.type == "cpu" else CHUNK
         for block, tokens in zip(torch.split(logits, size), torch.split(wanted, size), strict=True):
             scores = block.float()

@@ -24,7 +24,7 @@ from sparsekd.runtime import prepare_process, resolve_device, thread_count, use_
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _PR_SET_PDEATHSIG = 1
 _WARM_UP_STEPS = 3
@@ -123,17 +123,28 @@ def request_cost(model: PreTrainedModel, settings: Benchmark) -> dict[str, float
     """
     from sparsekd.models import count_parameters, lm_head
 
-    config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    body, head = count_parameters(model)["non_embedding"], lm_head(model).numel()
+    body, head = count_parameters(model)["non_embedding"], lm_head(model).weight.numel()
     batch, tokens = settings.batch_size, settings.prefill_tokens
-    attention = 2 * tokens**2 * config.num_attention_heads * width * config.num_hidden_layers
-    cached = 2 * config.num_key_value_heads * width * config.num_hidden_layers * (tokens + settings.decode_tokens / 2)
+    queries, keys = _attention_widths(model.config.get_text_config())
+    attention = 2 * tokens**2 * queries
+    cached = 2 * keys * (tokens + settings.decode_tokens / 2)
     size = model.dtype.itemsize
     return {
         "prefill_flops": batch * (2 * body * tokens + attention + 2 * head),
         "decode_bytes": size * (body + head + batch * cached),
     }
+
+
+def _attention_widths(config: PreTrainedConfig) -> tuple[int, int]:
+    """Heads times head width, of queries and of keys, summed over the layers with attention over all tokens."""
+    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    queries = keys = 0
+    for layer, kind in zip(config.per_layer_config, kinds, strict=True):  # widths may differ by layer (Gemma 4)
+        if "linear" not in kind:
+            width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+            queries += layer.num_attention_heads * width
+            keys += (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads) * width
+    return queries, keys
 
 
 def _reset_peak(model: PreTrainedModel) -> None:

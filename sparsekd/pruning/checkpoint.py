@@ -9,7 +9,8 @@ import torch
 
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Prune
-from sparsekd.models import count_parameters, feed_forwards, load_model, reduction, save_checkpoint
+from sparsekd.feed_forward import feed_forwards
+from sparsekd.models import count_parameters, load_model, reduction, save_checkpoint
 from sparsekd.progress import Progress, silent
 from sparsekd.pruning.budget import resolve_width
 from sparsekd.pruning.walk import prune_model, write_layers

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsekd.artifacts import Artifact, writing
 from sparsekd.errors import ArtifactError, SourceError
+from sparsekd.families import standard_config
 from sparsekd.progress import Progress, silent
 from sparsekd.sources import checkpoint, hub
 from sparsekd.sources.catalogue import CatalogueModel, catalogue
@@ -89,7 +90,7 @@ def _resolve_local(reference: Reference) -> ResolvedModel:
 
 
 def model_config(source: str, revision: str | None = None) -> dict[str, Any]:
-    """The values of config.json, without downloading weights (at most config.json itself, from the hub).
+    """The values of config.json under standard names, without downloading weights (at most config.json, from the hub).
 
     For a catalogue model the part that matters for checks: sizes, layers, vocabulary, positions, ties, dtype.
     """
@@ -99,8 +100,8 @@ def model_config(source: str, revision: str | None = None) -> dict[str, Any]:
         return dict(catalogue().models[reference.name].config)
     if reference.kind == "hub":
         path = hub.config_file(reference.name, resolved.revision, PLACE)
-        return checkpoint.read_config(path.parent, _what(reference))
-    return checkpoint.read_config(reference.path, _what(reference))
+        return standard_config(checkpoint.read_config(path.parent, _what(reference)))
+    return standard_config(checkpoint.read_config(reference.path, _what(reference)))
 
 
 def local_checkpoint(

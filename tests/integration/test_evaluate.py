@@ -21,7 +21,8 @@ from sparsekd.decoding import greedy
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
 from sparsekd.evaluation.perplexity import document_sums
-from sparsekd.models import feed_forwards, load_model, load_tokenizer, save_checkpoint, set_width
+from sparsekd.feed_forward import feed_forwards, set_width
+from sparsekd.models import load_model, load_tokenizer, save_checkpoint
 from tests.small_benchmarks import write_benchmarks
 
 CHECKOUT = Path(__file__).parents[2]

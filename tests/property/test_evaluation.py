@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel
 from sparsekd.evaluation.intervals import ratio_interval
 from sparsekd.evaluation.packaged_tasks import choose_rows
 from sparsekd.evaluation.prompts import is_degenerate
-from sparsekd.evaluation.shared_context import Group, pack_groups, score_continuations
-from sparsekd.models import lm_head, load_model
+from sparsekd.evaluation.shared_context import Group, SharedContextLM, pack_groups, score_continuations
+from sparsekd.models import lm_head
+from tests.tiny_models import tiny_model
 
 TOKENS = st.integers(0, 383)
 documents = st.lists(st.tuples(st.floats(0, 1e4), st.integers(1, 2000)), min_size=1, max_size=40)
@@ -77,11 +79,13 @@ def test_an_answer_of_distinct_4_grams_is_not(answer: list[int]) -> None:
 
 
 @pytest.fixture(scope="session")
-def load(make_model: Callable[..., Path]) -> Callable[[str], PreTrainedModel]:
-    return cache(lambda family: load_model(make_model(family, seed=8)))
+def load() -> Callable[[str], PreTrainedModel]:
+    return cache(lambda family: tiny_model(family, seed=8, sliding_window=64))  # longer requests go to stock lm-eval
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma4_text", "cohere2", "gpt2", "opt"]
+)
 @given(batch=groups)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @torch.inference_mode()
@@ -103,3 +107,12 @@ def test_a_shared_context_gives_the_log_likelihoods_of_separate_sequences(
             first.append(logits.argmax(-1) == torch.tensor(continuation))
     assert torch.allclose(found, torch.cat(expected), atol=2e-4)
     assert torch.equal(greedy, torch.cat(first))
+
+
+def test_layers_that_carry_a_state_share_no_context(load: Callable[[str], PreTrainedModel]) -> None:
+    """No mask hides one answer from the next one's state: stock lm-eval scores them one by one."""
+    requests = [(None, [5, 6, 7], [8]), (None, [5, 6, 7], [9, 10])]
+    for family, shared in (("qwen3_5_text", False), ("llama", True)):
+        scorer = SimpleNamespace(model=load(family), config=load(family).config, max_length=64)
+        groups, alone = SharedContextLM._groups(cast(SharedContextLM, scorer), requests)
+        assert (bool(groups), alone) == ((True, []) if shared else (False, [0, 1]))

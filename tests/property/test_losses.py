@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.losses import cross_entropy, distillation_terms, kl_divergence
+from sparsekd.models import LMHead
 
 TEMPERATURES = st.sampled_from([0.5, 1.0, 2.0, 4.0])
 ALPHAS = st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0])
@@ -81,7 +82,7 @@ def test_the_chunked_head_gives_the_gradient_of_the_mean_loss(tokens: int, alpha
     targets = torch.randint(0, 11, (tokens,), generator=draw)
     loss = autograd_loss(student @ weight.T, teacher @ old.T, targets, alpha, 2.0) / tokens
     loss.backward()
-    head = HeadLoss(weight, old, alpha, 2.0)
+    head = HeadLoss(LMHead(weight), LMHead(old), alpha, 2.0)
     with torch.no_grad():
         kl, ce, gradient = head(student, teacher, targets)
         kl_sum, ce_sum = head.values(student, teacher, targets)

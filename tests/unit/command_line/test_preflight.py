@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from flows import machine, params, preflight
-from flows.estimate import Estimate
+from flows.estimate import Estimate, compressed, estimate
 from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError, SparseKDError
+from tasks.graph import read_graph
+from tests.tiny_models import tiny_config
+
+CHECKOUT = Path(__file__).parents[3]
 
 DENSE: dict[str, Any] = {
     "model_type": "llama",
@@ -56,7 +61,7 @@ def test_a_model_that_fits_passes() -> None:
 @pytest.mark.parametrize(
     ("model", "sections", "kind", "said"),
     [
-        ({"model_type": "gpt2"}, {}, ModelError, "The model's layout is 'gpt2'; supported are llama"),
+        ({"model_type": "mamba"}, {}, ModelError, "The model's layout is 'mamba'; supported are llama"),
         ({"model_type": None}, {}, ModelError, "The model's layout is 'None'; supported are llama"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
@@ -64,7 +69,7 @@ def test_a_model_that_fits_passes() -> None:
             ModelError,
             "has quantised weights (gptq); its unquantised",
         ),
-        ({"intermediate_size": None}, {}, ModelError, "has no intermediate_size"),
+        ({"intermediate_size": None}, {}, ModelError, "has no usable 'intermediate_size'"),
         ({}, {"prune": {"width": 0.1}}, ConfigError, "prune.width is 0.1; of 256 neurons that rounds to none"),
         (
             {},
@@ -90,6 +95,38 @@ def test_what_does_not_fit_the_model(
     model: dict[str, Any], sections: dict[str, Any], kind: type[SparseKDError], said: str
 ) -> None:
     assert said in fault(kind, preflight.check_model, config(**sections), DENSE | model)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gemma3_text", "qwen3_5_text"])
+def test_a_model_with_names_of_its_own_passes_and_is_estimated(tmp_path: Path, model_type: str) -> None:
+    """From its config.json as Transformers writes it; a width of GPT-2 that config.json leaves open is four times d."""
+    values = tiny_config(model_type, max_position_embeddings=1024).to_dict()
+    if model_type == "gpt2":
+        values |= {"n_inner": None, "n_embd": 16}
+    checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values, default=str))
+    wanted = config(model={"source": str(tmp_path / "model")}, prune={"width": 32})
+    model = preflight.dense_config(tmp_path, wanted)
+    preflight.check_model(wanted, model)
+    made = estimate(tmp_path, wanted, model, list(read_graph(CHECKOUT)), measure=False)
+    assert made.memory > 0
+    assert compressed(wanted, model).reduction["width"] == 0.5
+    short = wanted.model_copy(update={"calibrate": config(calibrate={"sequence_length": 2048}).calibrate})
+    assert "takes at most 1024 tokens" in fault(ConfigError, preflight.check_model, short, model)
+
+
+def test_the_checks_of_a_run_with_nothing_to_do_load_no_torch(tmp_path: Path) -> None:
+    """Whatever the layout: only an estimate has Transformers count a rarer one."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("gemma2", max_position_embeddings=1024).to_dict()))
+    program = (
+        "import json, sys; from flows import preflight; from sparsekd.config import RunConfig, Prune\n"
+        "from sparsekd.families import standard_config\n"
+        f"model = standard_config(json.load(open({str(tmp_path / 'config.json')!r})))\n"
+        "preflight.check_model(RunConfig(prune=Prune(width=32)), model)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_width_one_is_the_identity() -> None:

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from sparsekd.calibration.packing import CalibrationSet, Packed
-from sparsekd.config import Distill
+from sparsekd.config import Distill, Prune
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.student import freeze_all_but_ffn_and_norms
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.trainer import batches, learning_rate
 from sparsekd.errors import TrainingError
 from sparsekd.models import load_model
+from sparsekd.pruning import walk
+from tests.tiny_models import tiny_model
 
 CPU = torch.device("cpu")
 LENGTH = 32
@@ -193,3 +195,26 @@ def test_each_epoch_is_a_permutation_of_all_sequences() -> None:
     first, second = ([row for rows in plan[start : start + 4] for row in rows] for start in (0, 4))
     assert sorted(first) == sorted(second) == list(range(7))
     assert first != second
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "phi", "gpt2", "qwen3_5_text"])
+def test_a_student_whose_logits_are_scaled_capped_or_shifted_learns_from_its_cache(family: str, tmp_path: Path) -> None:
+    """From a checkpoint on disk to one: KL to the dense model falls, and what is frozen keeps its bytes."""
+    teacher = tiny_model(family)
+    data = CalibrationSet(packed(1, 12), {"wiki": packed(2, 4)}, {})
+    write_teacher_cache(teacher, data, tmp_path, 4)
+    walk.prune_model(teacher, data.calibration.input_ids, 40, Prune())
+    teacher.save_pretrained(tmp_path / "student")
+    curriculum = Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path))
+    settings = {"alpha": 1.0, "epochs": 6, "learning_rate": 1e-3, "validation_tokens": 128}
+    run((tmp_path / "student", curriculum), tmp_path, **settings)
+    rows = [line.split(",") for line in (tmp_path / "out" / "curve.csv").read_text().splitlines()]
+    column = rows[0].index("validation_kl")
+    found = [float(row[column]) for row in rows[1:] if row[column]]
+    assert min(found) < 0.99 * found[0]
+    assert found[0] < 0.5
+    before, after = load_file(tmp_path / "student" / "model.safetensors"), weights(tmp_path)
+    assert before.keys() == after.keys()
+    attention = [name for name in before if "attn" in name and "norm" not in name and "ln" not in name]
+    assert attention
+    assert all(torch.equal(before[name], after[name]) for name in attention)

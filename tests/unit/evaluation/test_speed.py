@@ -13,7 +13,8 @@ from sparsekd.config import Benchmark
 from sparsekd.evaluation.profile import CLASSES, operator_classes, operator_milliseconds, with_shares
 from sparsekd.evaluation.speed import describe_host, predicted_speedup, ratio_of_rounds, rotated
 from sparsekd.evaluation.speed_worker import request_cost
-from sparsekd.models import feed_forwards, load_model
+from sparsekd.feed_forward import feed_forwards
+from sparsekd.models import load_model
 
 
 def test_each_model_takes_each_place_equally_often() -> None:

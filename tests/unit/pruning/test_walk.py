@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sparsekd.config import Prune
-from sparsekd.models import count_parameters, feed_forwards, load_model, save_checkpoint
+from sparsekd.feed_forward import feed_forwards
+from sparsekd.models import count_parameters, load_model, save_checkpoint
 from sparsekd.pruning.walk import prune_model
 from tests.tiny_models import FAMILIES
 
