@@ -11,7 +11,7 @@ ARGS ?=
 TEST := -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress test check ui format lock clean
+.PHONY: help setup compress test check audit ui format lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,10 @@ check: setup  ## format, lint, layers, strict types, fast tests
 
 ui: setup  ## open the Prefect and MLflow pages on 127.0.0.1, with the flow as a deployment
 	@$(BIN)/python -m flows serve $(ARGS)
+
+audit: setup  ## known vulnerabilities of the locked packages (asks an index of advisories on the network)
+	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	@build/audit/bin/pip-audit --disable-pip --no-deps -r requirements.lock
 
 format: setup  ## format the code and mend what the linter can
 	@$(BIN)/python -m ruff format .

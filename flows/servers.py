@@ -60,7 +60,7 @@ class Server:
 def start_prefect(root: Path, port: int, ui: bool, host: str = HOST) -> Server:
     """Prefect's API, with its pages if `ui`; state in PREFECT_HOME inside the checkout."""
     url = f"http://{HOST if host == '0.0.0.0' else host}:{port}"
-    command = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    command = ["-m", "flows.prefect_server", "server", "start", "--host", host, "--port", str(port)]
     # the browser of another machine cannot reach this one's loopback
     page = f"http://{socket.gethostname()}:{port}" if host == "0.0.0.0" else url
     extra = {"PREFECT_SERVER_UI_API_URL": f"{page}/api", "PREFECT_API_URL": f"{url}/api"}

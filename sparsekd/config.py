@@ -269,7 +269,12 @@ def parse_config(values: Any, source: str = "params.yaml") -> RunConfig:
 
 def explain(error: ValidationError) -> list[str]:
     """One sentence for each fault that pydantic found: `prune.width is 1.2; it must …`."""
-    return [_sentence(fault) for fault in error.errors(include_url=False)]
+    return [sentence for _, sentence in faults(error)]
+
+
+def faults(error: ValidationError) -> list[tuple[tuple[str, ...], str]]:
+    """The same sentences, each with the keys of the setting that it is about."""
+    return [(tuple(map(str, fault["loc"])), _sentence(fault)) for fault in error.errors(include_url=False)]
 
 
 def _sentence(fault: Any) -> str:

@@ -165,7 +165,11 @@ def test_bad_values_fail_in_a_sentence_and_change_nothing(served: Served) -> Non
     assert run["state"]["message"].startswith("calibrate.tokens is 32; it must hold at least one sequence")
     with pytest.raises(urllib.error.HTTPError) as refused:
         served.run(prune={"width": -1})
-    assert "exclusiveMinimum" in refused.value.read().decode() or refused.value.code == 409
+    assert "prune.width is -1; it must be greater than 0." in refused.value.read().decode()
+    whole = served.deployment()["parameters"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        served.run(calibrate=whole["calibrate"] | {"tokens": 32, "sequence_length": 64})
+    assert "calibrate.tokens is 32; it must hold at least one sequence" in refused.value.read().decode()
     assert (served.checkout.root / "params.yaml").read_text() == before
 
 
@@ -191,7 +195,7 @@ def test_a_server_that_dies_is_started_again_and_the_run_goes_on(served: Served)
     [server] = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if (command := process.info["cmdline"] or []) and {"prefect", "start", port} <= set(command)
+        if (command := process.info["cmdline"] or []) and {"flows.prefect_server", "start", port} <= set(command)
         if not any("guard" in part for part in command)
     ]
     server.kill()
@@ -244,7 +248,7 @@ def test_the_form_in_a_browser(served: Served, tmp_path: Path) -> None:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys("-1", Keys.TAB)
         driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
-        wait.until(lambda d: "exclusive minimum" in d.page_source or "Validation failed" in d.page_source)
+        wait.until(lambda d: "prune.width is -1; it must be greater than 0." in d.page_source)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys("0.375", Keys.TAB)
         driver.save_screenshot(str(tmp_path / "form.png"))
