@@ -113,10 +113,13 @@ def _run(
     from flows.runner import serve_deployments
     from flows.workspace import left_behind
 
+    def close_all(why: str) -> None:
+        for place in (root, *(space.path for space in left_behind(root))):
+            close_unfinished(place, why)
+
     made = deployments(root, cron, refresh_cron)
     automations.ensure()
-    for place in (root, *(space.path for space in left_behind(root))):
-        close_unfinished(place, "`sparsekd serve` was killed while it ran.")
+    close_all("`sparsekd serve` was killed while it ran.")
     automations.start_again()
     ended = threading.Event()
     keepers = [
@@ -141,5 +144,4 @@ def _run(
         serve_deployments(made, ready)
     finally:
         ended.set()
-        for place in (root, *(space.path for space in left_behind(root))):
-            close_unfinished(place, "`sparsekd serve` was stopped while it ran; start it again and it goes on.")
+        close_all("`sparsekd serve` was stopped while it ran; start it again and it goes on.")

@@ -6,12 +6,13 @@ nothing it read has changed meanwhile, and only then put the output in its place
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,24 +73,26 @@ class Stage:
 def run_stage(command: list[str], work: Callable[[Stage], None]) -> NoReturn:
     """Run `work` as the stage with this command and exit: 0 done, 2 for an error the user can mend."""
     try:
-        try:
+        with _full_disk_named():
             _run(stage_by_command(command), work)
-        except Exception as error:
-            if not _disk_is_full(error):
-                raise
-            raise ResourceError(
-                f"The disk of {Path.cwd()} is full. Free some space (`sparsekd gc` says what nothing needs) and run "
-                "again: finished stages and the last checkpoint are kept."
-            ) from error
     except SparseKDError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     sys.exit(0)
 
 
-def _disk_is_full(error: Exception) -> bool:
-    """Whether that is why; safetensors and torch raise errors of their own with the system's number in the text."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+@contextlib.contextmanager
+def _full_disk_named() -> Iterator[None]:
+    """ResourceError where the disk is full; safetensors raises an error of its own with the system's number in it."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "os error 28" not in str(error):
+            raise
+        raise ResourceError(
+            f"The disk of {Path.cwd()} is full. Free some space (`sparsekd gc` says what nothing needs) and run "
+            "again: finished stages and the last checkpoint are kept."
+        ) from error
 
 
 def _run(spec: StageSpec, work: Callable[[Stage], None]) -> None:
