@@ -129,20 +129,25 @@ EVERY_FAMILY = [name for family in families.FAMILIES for name in family.model_ty
 """Every model type that makes a text model; qwen3_5 is one with a picture model beside it."""
 
 
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "initializer_range": 0.2,
+}
+
+
 def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """The config of a tiny model; `changes` by the names that most families use."""
     sizes = {
         "vocab_size": 384,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        **_SIZES,
         "pad_token_id": 0,
-        "bos_token_id": None,
         "eos_token_id": 0,
-        "initializer_range": 0.2,
     }
     if model_type in {"gpt2", "opt"}:
         del sizes["num_key_value_heads"]  # their configs know no such field
@@ -176,16 +181,9 @@ def write_model(
     """Write a tiny random stock checkpoint of a family to `path` and return it; `changes` go to its config."""
     sizes = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        **_SIZES,
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
-        "initializer_range": 0.2,
     }
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **(sizes | changes))
