@@ -204,7 +204,7 @@ def test_kill_9_with_a_server_of_its_own(checkout: Miniature) -> None:
     checkout.edit("width: 0.75", "width: 0.5")
     with started(checkout, LAUNCH) as process:
         checkout.held("prune")
-        assert any("prefect server" in command for command in checkout.processes())
+        assert any("flows.prefect_server" in command for command in checkout.processes())
         kill(process)
         wait_until(lambda: not checkout.processes(), "stages and server to end", seconds=3)
         killed = read_json(checkout.root / ".sparsekd" / "run.json")["flow_run_id"]
