@@ -10,7 +10,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 
 from sparsekd.config import Prune
 from sparsekd.errors import ModelError
-from sparsekd.feed_forward import FeedForward, feed_forwards, set_width
+from sparsekd.feed_forward import FeedForward, set_width
 from sparsekd.progress import Progress, silent
 from sparsekd.pruning.entry import Arguments, Captured, first_input, layer_arguments
 from sparsekd.pruning.layer import PrunedLayer, prune_layer
 from sparsekd.pruning.statistics import Moments
 from sparsekd.pruning.target import block_target
+from sparsekd.pruning.weights import InMemory, Layers
 
 
 @dataclass(frozen=True)
@@ -51,43 +52,6 @@ class Position:
     reports: list[LayerReport]
 
 
-class Layers(Protocol):
-    """The decoder layers of a model, wherever their weights are while nothing is done with them."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model that they belong to."""
-
-    @property
-    def blocks(self) -> list[FeedForward]:
-        """The feed-forward block of each layer."""
-
-    def load(self, number: int) -> None:
-        """Have the weights of this layer, as they are now, in memory. Others may leave it."""
-
-    def put_aside(self, number: int) -> None:
-        """This layer is done: its weights as they are now are the result."""
-
-    def put_aside_rest(self) -> None:
-        """What is around the layers (embeddings, head) is done; it has not changed."""
-
-
-class _InMemory:
-    """All layers are in memory all the time."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.blocks = model, feed_forwards(model)
-
-    def load(self, number: int) -> None:
-        pass
-
-    def put_aside(self, number: int) -> None:
-        pass
-
-    def put_aside_rest(self) -> None:
-        pass
-
-
 def prune_model(
     model: PreTrainedModel,
     input_ids: Int[Tensor, "sequences length"],
@@ -100,7 +64,7 @@ def prune_model(
     At full width nothing is changed. Returns a report for each layer. Weights stay in the model's dtype; matmuls run
     in bfloat16 by autocast, residual streams and statistics in float32 or better.
     """
-    reports = prune_layers(_InMemory(model), input_ids, width, config, progress)
+    reports = prune_layers(InMemory(model), input_ids, width, config, progress)
     set_width(model, width)
     return reports
 
@@ -127,6 +91,8 @@ def prune_layers(
         dense = first_input(layers.model, modules[0], input_ids, config.batch_size)
         start = Position(dense, dense.clone(), [])
     layers.put_aside_rest()
+    for number in range(len(start.reports)):
+        layers.restore(number, width)
     for number in range(len(start.reports), len(blocks)):
         layers.load(number)
         before = blocks[number].width
