@@ -103,6 +103,7 @@ def prune_layers(
         layers.put_aside(number)
         reached(start)
         progress(number + 1, len(blocks), "layers", error=result.error_after)
+        del result  # its float64 weights are in the layer
     return start.reports
 
 
