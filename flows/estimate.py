@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsekd.config import RunConfig
 from sparsekd.families import check_fields, family_of, parameters_from_config
-from sparsekd.pruning.budget import resolve_width
+from sparsekd.pruning.budget import resolve_width, walk_bytes
 from sparsekd.runtime import thread_count
 from tasks.state import FOLDER, read_json, read_state, write_json
 
@@ -159,12 +159,12 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     length = config.calibrate.sequence_length
     dense, step = 4 * made.dense["total"], config.distill.batch_size * length
     activations = step * layers * (12 * hidden + 4 * made.new_width) * 4
-    statistics = config.prune.statistics_tokens
+    statistics = min(config.prune.statistics_tokens, config.calibrate.tokens)
     batch = config.evaluate.batch_size * length
     return {
         "calibrate": _LIBRARIES + dense + config.calibrate.chat_prompts * vocabulary * 8,
         "teacher": _LIBRARIES + dense + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4,
-        "prune": _LIBRARIES + dense + statistics * (8 * hidden + 2 * made.old_width) + 4 * 8 * made.old_width**2,
+        "prune": _LIBRARIES + walk_bytes(statistics, hidden, made.old_width, layers, made.dense),
         # float32 weights, gradient and two moments of what is trained, four blocks of logits
         "distill": _LIBRARIES
         + 4 * made.pruned["total"]
@@ -198,8 +198,13 @@ def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stage
         "benchmark": 1e5,
         "report": 5e6,
     }
-    beside = made.pruned_bytes + 12 * made.pruned["ffn"]  # the registry's copy and the resumable checkpoint
-    return int(2 * sum(outputs.get(_base(name), 0) for name in stages) + (beside if "distill" in stages else 0))
+    streams = 8 * config.prune.statistics_tokens * model["hidden_size"]
+    beside = {
+        "prune": made.pruned_bytes + 2 * streams,  # layers that are done, and two positions for a moment
+        "distill": made.pruned_bytes + 12 * made.pruned["ffn"],  # the registry's copy and the resumable checkpoint
+    }
+    most = max((size for name, size in beside.items() if name in stages), default=0)
+    return int(2 * sum(outputs.get(_base(name), 0) for name in stages) + most)
 
 
 def matrix_flops(root: Path, config: RunConfig) -> float:

@@ -40,7 +40,8 @@ def prune(
 ) -> dict[str, Any]:
     """Write `model`, pruned to `width` (a fraction or the integer), to `out` and return parameters and reduction.
 
-    `model` and `texts` are sources as `sparsekd compress` takes them. Raises SparseKDError's subclasses.
+    `model` and `texts` are sources as `sparsekd compress` takes them. Layers that are done lie in `<out>.work` until
+    `out` is whole: call it again after a kill. Raises SparseKDError's subclasses.
     """
     config = _config(config, texts)
     if width is not None:
@@ -50,10 +51,14 @@ def prune(
     use_threads(config.runtime)
     dense, source = local_checkpoint(str(model))
     data = _calibrate(dense, config, progress).data
+    work = Path(out).with_name(Path(out).name + ".work")
     with writing(Path(out), "prune", config.model_dump(mode="json"), {}) as draft:
         draft.facts["source"] = source
         device = resolve_device(config.runtime)
-        draft.facts |= prune_checkpoint(dense, draft.path, data.calibration, config.prune, device, progress)
+        draft.facts |= prune_checkpoint(
+            dense, draft.path, data.calibration, config.prune, device, work / "layers", hash_directory(dense), progress
+        )
+    shutil.rmtree(work)
     return draft.facts
 
 

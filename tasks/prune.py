@@ -1,6 +1,9 @@
 """Stage prune: SVD subset selection and sequential ridge compensation, layer by layer."""
 
-from tasks.process import Stage, run_stage
+import os
+from pathlib import Path
+
+from tasks.process import CHECKPOINTS_VARIABLE, Stage, run_stage
 
 
 def prune(stage: Stage) -> None:
@@ -17,7 +20,10 @@ def prune(stage: Stage) -> None:
         data.calibration,
         stage.config.prune,
         resolve_device(stage.config.runtime),
+        Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / "prune",
+        " ".join(artifact.manifest.sha256() for artifact in stage.inputs.values()),
         stage.progress,
+        stage.say,
     )
     stage.facts.update(facts)
 

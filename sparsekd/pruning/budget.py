@@ -1,6 +1,8 @@
-"""From a width in the configuration to one integer intermediate_size. Needs no torch: preflight uses it too."""
+"""One integer intermediate_size of the width in the configuration, and the memory of a walk. Needs no torch."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from sparsekd.errors import ConfigError
 
@@ -28,3 +30,16 @@ def resolve_width(width: float, intermediate_size: int, multiple_of: int) -> int
             f"{multiple_of}. Give {least:.3f} or more, an integer, or a smaller prune.multiple_of."
         )
     return min(rounded, intermediate_size)
+
+
+def walk_bytes(tokens: int, hidden: int, width: int, layers: int, parameters: Mapping[str, int]) -> float:
+    """Memory of pruning a checkpoint (sparsekd/pruning/streamed.py) at its peak: its embeddings, then one layer.
+
+    `parameters` of the dense model are {total, non_embedding}; libraries come on top.
+    """
+    streams = 2 * 4 * tokens * hidden
+    start = 4 * (parameters["total"] - parameters["non_embedding"]) + 1.5 * streams
+    weights = 6 * parameters["non_embedding"] / layers  # float32, and bfloat16 under autocast
+    sums = 4 * width * (width + hidden)
+    solving = 8 * (2.25 * width**2 + 5 * hidden * width)  # float64: the covariance, a factor of it, targets
+    return max(start, streams + 2 * tokens * width + weights + sums + solving)

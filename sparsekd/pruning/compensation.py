@@ -24,11 +24,13 @@ def ridge(
     scale = float(c.diagonal().mean().clamp_min(0))
     if not (torch.isfinite(c).all() and torch.isfinite(t).all()) or scale == 0:
         return w
-    identity = torch.eye(len(c), dtype=torch.float64, device=c.device)
     level = damping if damping > 0 else 1e-12 * scale
     for attempt in range(_MOST_DAMPING):
         added = damping if attempt == 0 else level * 10.0**attempt
-        factor, failed = torch.linalg.cholesky_ex(c + added * identity)
+        damped = c.clone()
+        damped.diagonal().add_(added)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed:
             solved: Tensor = torch.cholesky_solve((t + added * w).T, factor).T
             if torch.isfinite(solved).all():

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from scipy.linalg import lapack
 from torch import Tensor
 
+_COLUMNS = 256
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -28,17 +30,25 @@ def select_svd(covariance: Float[Tensor, "neurons neurons"], down_norms: Float[T
     One pass and no inverse, safe on a singular C: neurons beyond the numerical rank follow by their remaining energy.
     """
     norms = down_norms.double()
-    matrix = covariance.double() * norms[:, None] * norms[None, :]
+    # LAPACK wants columns: the transpose of D C D in rows, so that it works in this memory and makes no copy
+    matrix = covariance.double() * norms[None, :]
+    matrix *= norms[:, None]
     energy = matrix.diagonal().clamp_min(0)
     total = float(energy.sum())
     if total <= 0:  # every neuron is dead: any choice is as good
         count = len(norms)
         return Selection(torch.arange(count), torch.ones(count, dtype=torch.float64))
-    factor, pivots, rank, _ = lapack.dpstrf(matrix.cpu().numpy(), lower=1)
+    factor, pivots, rank, _ = lapack.dpstrf(matrix.cpu().numpy().T, lower=1, overwrite_a=1)
     order = torch.from_numpy(pivots.astype("int64")) - 1
-    columns = torch.from_numpy(factor).tril()[:, :rank].square().sum(0)
+    columns = _squared_columns(torch.from_numpy(factor)[:, :rank])
     explained = torch.ones(len(order), dtype=torch.float64)
     explained[:rank] = (columns.cumsum(0) / total).clamp_max(1)
     rest = order[rank:]
     order = torch.cat([order[:rank], rest[energy.cpu()[rest].argsort(descending=True, stable=True)]])
     return Selection(order, explained)
+
+
+def _squared_columns(factor: Float[Tensor, "neurons rank"]) -> Float[Tensor, " rank"]:
+    """Squared norms of the columns of its lower triangle, some at a time: all squares would be a second factor."""
+    parts = enumerate(torch.split(factor, _COLUMNS, dim=1))
+    return torch.cat([part.tril(-number * _COLUMNS).square().sum(0) for number, part in parts])

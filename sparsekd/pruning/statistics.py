@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -23,20 +24,24 @@ class Moments:
     def add(self, activations: Float[Tensor, "tokens neurons"], target: Float[Tensor, "tokens hidden"]) -> None:
         """Add a batch of tokens."""
         a, t = activations.float(), target.float()
-        neurons = a.shape[1]
-        bounds = [neurons * block // _COLUMN_BLOCKS for block in range(_COLUMN_BLOCKS + 1)]
-        for start, end in itertools.pairwise(bounds):
+        for start, end in self._blocks():
             # Only blocks on and above the diagonal: the matrix is symmetric, which saves 3/8 of the work
             self._covariance[start:end, start:].addmm_(a[:, start:end].T, a[:, start:])
         self._cross.addmm_(t.T, a)
         self._target += t.square().sum(dtype=torch.float64)
         self.tokens += len(a)
 
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        neurons = len(self._covariance)
+        return itertools.pairwise(neurons * block // _COLUMN_BLOCKS for block in range(_COLUMN_BLOCKS + 1))
+
     @property
     def covariance(self) -> Float[Tensor, "neurons neurons"]:
         """C = E[ã ãᵀ], float64."""
-        upper = self._covariance.double().triu() / self.tokens
-        return upper + upper.triu(1).T
+        full = self._covariance.double().triu_().div_(self.tokens)
+        for start, end in self._blocks():
+            full[start:, start:end] += full[start:end, start:].triu(1).T
+        return full
 
     @property
     def cross(self) -> Float[Tensor, "hidden neurons"]:

@@ -76,6 +76,18 @@ def test_two_stages_side_by_side_need_the_memory_of_both() -> None:
     assert 4.5e9 < needed(*read_graph(CHECKOUT)) < 6e9, "measured: 5.9 GB"
 
 
+def test_pruning_takes_one_layer_however_many_there_are() -> None:
+    llama = {
+        "model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True, "dtype": "bfloat16",
+    }  # fmt: skip
+    config = params.with_settings(RunConfig(), ["prune.statistics_tokens=8192"])
+    deep, deeper = (llama | {"num_hidden_layers": layers} for layers in (28, 56))
+    needed = [module.stage_memory(config, model, compressed(config, model))["prune"] for model in (deep, deeper)]
+    assert needed[0] == pytest.approx(needed[1], rel=1e-3)
+    assert 4.5e9 < needed[0] < 6e9, "measured: 4.7 GB (benchmarks/big_model.py)"
+
+
 def test_earlier_runs_correct_the_estimate(tmp_path: Path) -> None:
     before = estimate(tmp_path, RunConfig(), DENSE, ["distill", "prune"], measure=False)
     StageState("distill", "done", 100.0, 100.0 + 3 * before.seconds["distill"]).write(tmp_path)
