@@ -32,7 +32,7 @@ def measure(variant: str, arguments: argparse.Namespace) -> float:
 
     from sparsekd.calibration.packing import Packed
     from sparsekd.config import Distill
-    from sparsekd.distillation import run, student, teacher
+    from sparsekd.distillation import run, student, targets, teacher
     from sparsekd.distillation.head import HeadLoss
     from sparsekd.distillation.trainer import Lesson
     from sparsekd.models import final_hidden, lm_head, load_model
@@ -65,8 +65,8 @@ def measure(variant: str, arguments: argparse.Namespace) -> float:
         student.cast_frozen_projections(model, torch.bfloat16)
         if compiled:
             student.compile_layers(model)
-        loss = HeadLoss(head, cache.head, 0.5, 1.0, run.head_terms(compiled))
-        lesson = Lesson(packed, cache.hidden("calibration"))
+        loss = HeadLoss(head, cache.head, 0.5, 1.0, *run.head_terms(compiled))
+        lesson = Lesson(packed, targets.cached(cache, "calibration"))
         step = ours
     started = time.perf_counter()
     for number in range(arguments.warmup + arguments.steps):

@@ -1,4 +1,4 @@
-"""The training loop: one pass over packed sequences with the teacher's hidden states beside them.
+"""The training loop: passes over packed sequences with the teacher beside them.
 
 Every choice that the bits depend on is made before the first step; a run that is killed and started again ends with the
 same bits as an undisturbed one on the same machine.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from sparsekd.config import Distill
 from sparsekd.distillation.curve import append_rows, write_curve
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.state import CheckpointStore, Position
+from sparsekd.distillation.targets import Target, TargetSource
 from sparsekd.errors import TrainingError
 from sparsekd.models import final_hidden
 from sparsekd.progress import Progress, silent
@@ -32,16 +32,16 @@ _SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class Lesson:
-    """Sequences and the teacher's hidden states for them."""
+    """Sequences and the teacher for them."""
 
     packed: Packed
-    teacher: Float[Tensor, "sequences length hidden"]
+    teacher: TargetSource
 
-    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Target]:
         """input_ids, mask of the positions that predict a scored token, those tokens, the teacher there."""
         index = torch.as_tensor(rows)
         ids, scored = self.packed.input_ids[index].to(device), self.packed.scored[index].to(device)
-        return ids, scored, ids[:, 1:][scored], self.teacher[index][:, :-1].to(device)[scored]
+        return ids, scored, ids[:, 1:][scored], self.teacher(rows, ids, scored)
 
 
 def learning_rate(step: int, steps: int, config: Distill) -> float:
