@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,7 @@ class Trainer:
         write_curve(position.curve, self.store.curve)
         total = self.lesson.packed.tokens * self.config.epochs
         smoothed = best = float("inf")
+        started, before = time.perf_counter(), position.curve[-1]["tokens"] if position.curve else 0
         while position.step < len(plan):
             row = self._step(optimizer, plan[position.step], position, len(plan))
             self._check(row, position, smoothed, best)
@@ -96,7 +98,9 @@ class Trainer:
             position.curve.append(row)
             self._milestones(optimizer, position, len(plan))
             append_rows(position.curve[-1:], self.store.curve)
-            self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"])
+            # Wall time stays out of the curve, whose bytes repeat
+            speed = (row["tokens"] - before) / (time.perf_counter() - started)
+            self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"], tokens_per_second=speed)
         if position.best_step not in (0, position.step):
             self.store.load_best(self.parameters)
             self.say(f"the weights after step {position.best_step} were best on validation text and are kept")
