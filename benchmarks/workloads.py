@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.ceiling import ceiling, products
 from sparsekd.calibration.packing import CalibrationSet, Packed
-from sparsekd.config import Distill, Evaluate, Prune
-from sparsekd.distillation import run, student
+from sparsekd.config import Distill, Evaluate, Prune, Teacher
+from sparsekd.distillation import run, student, targets
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.trainer import Lesson
@@ -69,7 +69,7 @@ def teacher(data: Path, tokens: int, rounds: int) -> Figures:
     _forward(model, part.input_ids[:_BATCH], _BATCH)
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder, ours:
-            write_teacher_cache(model, alone, Path(folder), _BATCH)
+            write_teacher_cache(model, alone, Path(folder), Teacher(batch_size=_BATCH), say=lambda _: None)
         once = _forward(model, part.input_ids, _BATCH)
         bare.wall, bare.cpu = bare.wall + once.wall, bare.cpu + once.cpu
     count = part.tokens * rounds
@@ -159,16 +159,16 @@ def _ours(model: PreTrainedModel, packed: Packed, cache: Path, compiled: bool = 
     opened = TeacherCache.open(cache)
     student.cast_frozen_projections(model, torch.bfloat16)
     head = lm_head(model).to(model.device, torch.bfloat16)
-    loss = HeadLoss(head, opened.head, 0.5, 1.0, run.head_terms(compiled))
-    lesson = Lesson(packed, opened.hidden("calibration"))
+    loss = HeadLoss(head, opened.head, 0.5, 1.0, *run.head_terms(compiled))
+    lesson = Lesson(packed, targets.cached(opened, "calibration"))
 
     def backward(rows: list[int]) -> None:
-        ids, scored, targets, dense = lesson.batch(rows, model.device)
+        ids, scored, labels, dense = lesson.batch(rows, model.device)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = final_hidden(model, ids)
         hidden = hidden[:, :-1][scored]
         with torch.no_grad():
-            _, _, gradient = loss(hidden, dense, targets)
+            _, _, gradient = loss(hidden, dense, labels)
         hidden.backward(gradient.to(hidden.dtype))  # type: ignore[no-untyped-call]
 
     return backward

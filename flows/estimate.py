@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.config import RunConfig
+from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
 from sparsekd.families import check_fields, family_of, parameters_from_config
 from sparsekd.pruning.budget import resolve_width, walk_bytes
 from sparsekd.runtime import thread_count
@@ -24,6 +25,7 @@ from tasks.state import FOLDER, read_json, read_state, write_json
 Counts = dict[str, int]
 _START_SECONDS = 8.0  # interpreter, torch and transformers of one stage
 _ROW_TOKENS = 110.0  # tokens of all the answers of one benchmark row
+_SAMPLED_SECONDS = 5e-9  # softmax, top k and draws, for each entry of the vocabulary
 _ASSUMED_FLOPS = 3.5e11  # before anything was measured
 _LIBRARIES = 0.9e9  # bytes that torch and transformers take with no model
 _PROBE = """
@@ -116,10 +118,13 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     held_out = corpora * config.calibrate.held_out_tokens
     tokens = config.calibrate.tokens
     hidden, layers, width = model["hidden_size"], model["num_hidden_layers"], made.old_width
+    vocabulary = model["vocab_size"]
     forward = _forward(made.dense, model) / (0.7 * flops)
     student = _forward(made.pruned, model) / (0.7 * flops)
     decode = made.dense_bytes / 8e9 + 0.02  # a token at a time reads all weights
     statistics = min(config.prune.statistics_tokens, tokens)
+    online = config.teacher.cache == "online"
+    sampled = tokens * vocabulary * _SAMPLED_SECONDS if config.teacher.cache == "sampled" else 0
     trained = (config.distill.tokens or tokens) * config.distill.epochs
     steps = trained / (config.calibrate.sequence_length * config.distill.batch_size)
     validated = (
@@ -133,11 +138,15 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "fetch-texts": 5.0,
         "fetch-benchmarks": 10.0,
         "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * decode,
-        "teacher": _START_SECONDS + forward * (tokens + 2 * held_out),
+        "teacher": _START_SECONDS + forward * (2 * held_out) + (0 if online else forward * tokens) + sampled,
         "prune": _START_SECONDS
         + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
         + layers * 8 * width**3 / (0.1 * flops),
-        "distill": _START_SECONDS + 25 + 3.1 * student * trained + student * validated,
+        "distill": _START_SECONDS
+        + 25
+        + 3.1 * student * trained
+        + student * validated
+        + (forward * trained if online else 0),
         "evaluate": _START_SECONDS + 8 + forward * (2 * held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
@@ -163,13 +172,17 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     batch = config.evaluate.batch_size * length
     return {
         "calibrate": _LIBRARIES + dense + config.calibrate.chat_prompts * vocabulary * 8,
-        "teacher": _LIBRARIES + dense + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4,
+        "teacher": _LIBRARIES
+        + dense
+        + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4
+        + 2 * min(SHARD_BYTES, 2 * hidden * config.calibrate.tokens),
         "prune": _LIBRARIES + walk_bytes(statistics, hidden, made.old_width, layers, made.dense),
         # float32 weights, gradient and two moments of what is trained, four blocks of logits
         "distill": _LIBRARIES
         + 4 * made.pruned["total"]
         + 3 * 4 * made.pruned["ffn"]
         + activations
+        + (dense if config.teacher.cache == "online" else 0)
         + 4 * min(step, 512) * vocabulary * 4,
         # weights in the dtype of the evaluation and in float32, logits of a chunk for both models
         "evaluate": _LIBRARIES
@@ -183,15 +196,16 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
 
 def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:
     """Bytes that the outputs of `stages` add: in data/, and once more in DVC's cache where files are copied."""
-    each = _element_bytes(model)
-    corpora = len(config.texts.sources) + 3
-    tokens = config.calibrate.tokens + 2 * corpora * config.calibrate.held_out_tokens
+    held_out = 2 * (len(config.texts.sources) + 3) * config.calibrate.held_out_tokens
+    tokens = config.calibrate.tokens + held_out
     outputs = {
         "fetch-model": made.dense_bytes,
         "fetch-texts": 10e6,
         "fetch-benchmarks": 20e6,
         "calibrate": 8 * tokens,
-        "teacher": 2 * tokens * model["hidden_size"] + each * model["vocab_size"] * model["hidden_size"],
+        "teacher": cache_bytes(
+            config.teacher, model["hidden_size"], model["vocab_size"], config.calibrate.tokens, held_out
+        ),
         "prune": made.pruned_bytes,
         "distill": made.pruned_bytes,
         "evaluate": 5e6,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,10 @@ def distill(
     built = _calibrate(dense, config, progress)
     trained_on = {name: built.data.validation[name] for name in built.facts["trained_on"]}
     data = CalibrationSet(built.data.calibration, trained_on, {})
-    cache = _teacher_cache(dense, data, work / "teacher", config, progress)
+    cache = _teacher_cache(dense, data, work / "teacher", config, progress, print)
     identity = f"{hash_directory(student)} {hash_directory(dense)} {config.calibrate} {config.texts}"
     with writing(Path(out), "distill", config.model_dump(mode="json"), {}) as draft:
-        curriculum = Curriculum(data.calibration, data.validation, cache)
+        curriculum = Curriculum(data.calibration, data.validation, cache, dense)
         draft.facts |= distill_checkpoint(
             student, draft.path, curriculum, config.distill, device, work / "checkpoints", identity, progress
         )
@@ -121,7 +121,7 @@ def evaluate(
         cache = None
         if reference:
             held_out = CalibrationSet(data.calibration.head(1), {}, data.test)
-            cache = _teacher_cache(reference, held_out, work / "teacher", config, progress)
+            cache = _teacher_cache(reference, held_out, work / "teacher", config, progress, lambda text: None)
         (work / "benchmarks").mkdir()
         fetch_benchmarks(config.evaluate.tasks, work / "benchmarks", progress)
         found = evaluate_model(
@@ -175,12 +175,17 @@ def _calibrate(dense: Path, config: RunConfig, progress: Progress, chat_model: P
 
 
 def _teacher_cache(
-    dense: Path, data: CalibrationSet, directory: Path, config: RunConfig, progress: Progress
+    dense: Path,
+    data: CalibrationSet,
+    directory: Path,
+    config: RunConfig,
+    progress: Progress,
+    say: Callable[[str], None],
 ) -> TeacherCache:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model = load_model(dense, torch.float32, resolve_device(config.runtime))
-    write_teacher_cache(model, data, directory, config.teacher.batch_size, progress)
+    write_teacher_cache(model, data, directory, config.teacher, progress, say)
     return TeacherCache.open(directory)
 
 

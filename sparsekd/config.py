@@ -14,6 +14,8 @@ from sparsekd.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 OpenMPWait = Literal["passive", "active"]
+CacheKind = Literal["hidden", "sampled", "online"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
 
 
@@ -87,8 +89,17 @@ class Calibrate(Section):
 
 
 class Teacher(Section):
-    """The teacher cache: the dense model's final hidden states (exact), see docs/method.md."""
+    """The teacher cache: what the student learns from, see docs/method.md."""
 
+    cache: CacheKind = Field(
+        "hidden",
+        description="Of calibration tokens: hidden (exact states), sampled (smaller, unbiased for forward KL), or "
+        "online (none: the dense model runs beside the student). Held-out tokens are always exact.",
+    )
+    top_k: int = Field(32, ge=1, description="Sampled: the likeliest tokens, each kept with its probability.")
+    draws: int = Field(64, ge=1, description="Sampled: draws from the other tokens' distribution.")
+    temperature: float = Field(1.0, gt=0, description="Sampled: its temperature, equal to distill.temperature.")
+    seed: int = Field(0, ge=0, description="Sampled: the draws.")
     batch_size: int = Field(4, ge=1, description="Sequences a forward pass of the dense model.")
 
 
@@ -122,6 +133,11 @@ class Distill(Section):
     epochs: int = Field(1, ge=1, description="Passes over the calibration tokens.")
     tokens: int = Field(0, ge=0, description="Train on the first of the calibration tokens only; 0 takes all.")
     alpha: float = Field(0.5, ge=0, le=1, description="Share of the KL term: 1 is KL only, 0 is cross-entropy only.")
+    divergence: Divergence = Field(
+        "forward_kl",
+        description="What is called KL here: forward_kl KL(teacher || student), reverse_kl KL(student || teacher), or "
+        "jsd, Jensen-Shannon.",
+    )
     temperature: float = Field(1.0, gt=0, description="Softens teacher and student alike in the KL term.")
     learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up; then cosine to 0.")
@@ -243,12 +259,32 @@ class RunConfig(Section):
                 f"distill.tokens is {self.distill.tokens}; it must not exceed "
                 f"calibrate.tokens = {self.calibrate.tokens}"
             )
+        distill = self.distill
+        if self.teacher.cache == "sampled" and (
+            reason := sampled_refusal(distill.divergence, distill.temperature, self.teacher.temperature)
+        ):
+            raise ValueError(reason)
         if self.evaluate.validation_rows and not self.evaluate.rows:
             raise ValueError(
                 f"evaluate.validation_rows is {self.evaluate.validation_rows} and evaluate.rows is 0, all rows; the "
                 "gate's rows must be others, so name how many evaluate.rows the tests take"
             )
         return self
+
+
+def sampled_refusal(divergence: Divergence, temperature: float, cached: float) -> str | None:
+    """Why a sampled cache made at temperature `cached` cannot serve this loss without bias, or None where it can."""
+    if divergence != "forward_kl":
+        return (
+            f"distill.divergence is {divergence} and teacher.cache is sampled; a sample is unbiased only for losses "
+            "linear in the teacher's probabilities, which is forward_kl alone, so set teacher.cache to hidden or online"
+        )
+    if temperature != cached:
+        return (
+            f"distill.temperature is {temperature:g} and teacher.temperature is {cached:g}; a sample drawn at one "
+            "temperature is biased at another, so make them equal or set teacher.cache to hidden or online"
+        )
+    return None
 
 
 def parse_config(values: Any, source: str = "params.yaml") -> RunConfig:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import nn
 
 from sparsekd.artifacts import library_versions
 from sparsekd.calibration.packing import Packed
-from sparsekd.config import Distill
+from sparsekd.config import Distill, Divergence
 from sparsekd.distillation.curve import write_curve
-from sparsekd.distillation.head import HeadLoss
-from sparsekd.distillation.losses import distillation_terms
+from sparsekd.distillation.head import HeadLoss, SampledTerms, Terms
+from sparsekd.distillation.losses import distillation_terms, sampled_terms
 from sparsekd.distillation.state import CheckpointStore
 from sparsekd.distillation.student import (
     cast_frozen_projections,
@@ -26,31 +27,45 @@ from sparsekd.distillation.student import (
     freeze_all_but_ffn_and_norms,
     should_compile,
 )
+from sparsekd.distillation.targets import Online, cached
 from sparsekd.distillation.teacher import TeacherCache
+from sparsekd.distillation.teacher.cache import CALIBRATION
 from sparsekd.distillation.trainer import Lesson, Trainer
-from sparsekd.errors import ResourceError
+from sparsekd.errors import ArtifactError, ResourceError
 from sparsekd.models import count_parameters, lm_head, load_model, save_checkpoint
 from sparsekd.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What a student learns from: packed sequences and, by part name, the teacher's hidden states."""
+    """What a student learns from: packed sequences, and the teacher by part name.
+
+    `dense` is the dense model's checkpoint, read only where the cache is `online`.
+    """
 
     calibration: Packed
     validation: Mapping[str, Packed]
     cache: TeacherCache
+    dense: Path | None = None
 
-    def lesson(self, config: Distill) -> Lesson:
+    def lesson(self, config: Distill, device: torch.device) -> Lesson:
+        """The calibration sequences to train on. Raises ArtifactError where their teacher is missing or damaged."""
         packed = self.calibration.head(config.tokens)
-        return Lesson(packed, self.cache.hidden("calibration")[: len(packed.input_ids)])
+        if self.cache.index.kind != "online":
+            return Lesson(packed, cached(self.cache, CALIBRATION))
+        if self.dense is None:
+            raise ArtifactError(
+                f"{self.cache.directory} was made for teacher.cache=online and holds no calibration tokens; give the "
+                "dense model's checkpoint, or make a cache with teacher.cache=hidden."
+            )
+        return Lesson(packed, Online(load_model(self.dense, torch.float32, device)))
 
     def validation_lessons(self, config: Distill) -> dict[str, Lesson]:
-        lessons = {}
-        for corpus, packed in self.validation.items():
-            part = packed.head(config.validation_tokens)
-            lessons[corpus] = Lesson(part, self.cache.hidden(f"validation-{corpus}")[: len(part.input_ids)])
-        return lessons
+        """What the student is validated on, always against exact hidden states."""
+        return {
+            corpus: Lesson(packed.head(config.validation_tokens), cached(self.cache, f"validation-{corpus}"))
+            for corpus, packed in self.validation.items()
+        }
 
 
 def distill_checkpoint(
@@ -68,6 +83,8 @@ def distill_checkpoint(
 
     Resumes from the folder of `checkpoints` that belongs to this configuration and `identity` (the hash of the inputs).
     """
+    curriculum.cache.check(config)
+    lesson, validation = curriculum.lesson(config, device), curriculum.validation_lessons(config)
     compiled, warning = should_compile(config, device)
     if warning:
         say(f"warning: {warning}")
@@ -90,10 +107,10 @@ def distill_checkpoint(
             curriculum.cache.head.to(device, head.weight.dtype),
             config.alpha,
             config.temperature,
-            head_terms(compiled),
+            *head_terms(compiled, config.divergence),
         ),
-        curriculum.lesson(config),
-        curriculum.validation_lessons(config),
+        lesson,
+        validation,
         config,
         store,
         progress,
@@ -131,9 +148,12 @@ def _key(config: Distill, identity: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def head_terms(compiled: bool) -> Any:
-    """The loss at the head, compiled or not."""
-    return torch.compile(distillation_terms, dynamic=False) if compiled else distillation_terms
+def head_terms(compiled: bool, divergence: Divergence = "forward_kl") -> tuple[Terms, SampledTerms]:
+    """The loss at the head against hidden states and against samples, compiled or not."""
+    whole, sampled = distillation_terms, sampled_terms
+    if compiled:
+        whole, sampled = torch.compile(whole, dynamic=False), torch.compile(sampled, dynamic=False)
+    return partial(whole, divergence=divergence), sampled
 
 
 def _require_disk(directory: Path, trained: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flows import estimate as module
 from flows import params
-from flows.estimate import compressed, estimate, predicted_seconds, remember_timings
+from flows.estimate import Estimate, compressed, estimate, predicted_seconds, remember_timings
 from sparsekd.config import RunConfig
 from sparsekd.sources import model_config
 from tasks.graph import read_graph
@@ -55,6 +55,19 @@ def test_more_tokens_rows_and_rounds_take_longer(tmp_path: Path) -> None:
     assert seconds("evaluate@dense", "evaluate.rows=400") > seconds("evaluate@dense")
     assert seconds("benchmark", "benchmark.rounds=20") > seconds("benchmark")
     assert seconds("prune", "prune.statistics_tokens=1024") < seconds("prune")
+
+
+def test_each_kind_of_teacher_cache_is_counted(tmp_path: Path) -> None:
+    def needed(kind: str, *stages: str) -> Estimate:
+        config = params.with_settings(RunConfig(), [f"teacher.cache={kind}"])
+        return estimate(tmp_path, config, DENSE, list(stages), measure=False)
+
+    disk = [needed(kind, "teacher").disk for kind in ("hidden", "sampled", "online")]
+    assert [disk[0] - disk[1], disk[1] - disk[2]] == [2 * 122_880 * (1152 - 264), 2 * 122_880 * 264]
+    hidden, online = needed("hidden", "teacher", "distill"), needed("online", "teacher", "distill")
+    assert online.seconds["teacher"] < hidden.seconds["teacher"] < needed("sampled", "teacher").seconds["teacher"]
+    assert online.seconds["distill"] > hidden.seconds["distill"]
+    assert needed("online", "distill").memory > needed("hidden", "distill").memory
 
 
 def test_only_what_runs_counts(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def test_a_model_that_fits_passes() -> None:
             "has quantised weights (gptq); its unquantised",
         ),
         ({"intermediate_size": None}, {}, ModelError, "has no usable 'intermediate_size'"),
+        (
+            {},
+            {"teacher": {"cache": "sampled", "top_k": 512}},
+            ConfigError,
+            "teacher.top_k is 512; smollm2-135m-instruct-q4_1 has 512 tokens, and some must be left to draw from",
+        ),
         ({}, {"prune": {"width": 0.1}}, ConfigError, "prune.width is 0.1; of 256 neurons that rounds to none"),
         (
             {},
