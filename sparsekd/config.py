@@ -15,6 +15,8 @@ from sparsekd.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 OpenMPWait = Literal["passive", "active"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
+SelectionName = Literal["svd", "energy", "mean_abs", "magnitude", "random"]
+Compensation = Literal["none", "one_shot", "sequential"]
 
 
 class Section(BaseModel):
@@ -93,7 +95,7 @@ class Teacher(Section):
 
 
 class Prune(Section):
-    """Structured SVD pruning of the feed-forward layers with sequential ridge compensation."""
+    """Pruning of the feed-forward layers: how much is kept, which neurons, what makes up for the rest."""
 
     width: float = Field(
         0.75,
@@ -101,12 +103,23 @@ class Prune(Section):
         description="New intermediate_size: a fraction in (0, 1] of the old one, or the integer itself.",
     )
     multiple_of: int = Field(128, ge=1, description="A fractional width is rounded to a multiple of this.")
+    selection: SelectionName = Field(
+        "svd", description="Which neurons stay: svd subset selection, or what it is compared with (method.md)."
+    )
+    compensation: Compensation = Field(
+        "sequential",
+        description="Down-projections of the rest: as they are, refitted on the dense model's activations, or refitted "
+        "layer by layer on the pruned model's.",
+    )
     statistics_tokens: int = Field(
         98_304, ge=1, description="Statistics come from the first so many calibration tokens; from all if fewer."
     )
     ridge: float = Field(0.01, ge=0, description="Ridge, as a share of the mean squared activation.")
-    beta: float = Field(0.5, ge=0, le=1, description="Share of the residual target in the compensation (method.md).")
+    beta: float = Field(
+        0.5, ge=0, le=1, description="Share of the residual target in the sequential compensation (method.md)."
+    )
     batch_size: int = Field(4, ge=1, description="Sequences a forward pass.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the selection random.")
 
     @field_validator("width")
     @classmethod
