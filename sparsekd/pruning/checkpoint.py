@@ -10,9 +10,9 @@ import torch
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Prune
 from sparsekd.feed_forward import feed_forwards
-from sparsekd.models import count_parameters, load_model, reduction, save_checkpoint
+from sparsekd.models import count_parameters, load_model, read_config, reduction, save_checkpoint
 from sparsekd.progress import Progress, silent
-from sparsekd.pruning.budget import resolve_width
+from sparsekd.pruning.budget import resolve_budget
 from sparsekd.pruning.walk import prune_model, write_layers
 
 
@@ -23,10 +23,10 @@ def prune_checkpoint(
 
     Statistics come from the first `config.statistics_tokens` calibration tokens.
     """
+    width = resolve_budget(config, read_config(dense))
     model = load_model(dense, torch.float32, device)
     before = count_parameters(model)
     old_width = feed_forwards(model)[0].width
-    width = resolve_width(config.width, old_width, config.multiple_of)
     reports = prune_model(model, calibration.head(config.statistics_tokens).input_ids, width, config, progress)
     after = count_parameters(model)
     save_checkpoint(model, dense, out)
