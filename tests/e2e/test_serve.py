@@ -168,6 +168,10 @@ def test_bad_values_fail_in_a_sentence_and_change_nothing(served: Served) -> Non
     assert "prune.width is -1; it must be greater than 0." in refused.value.read().decode()
     whole = served.deployment()["parameters"]
     with pytest.raises(urllib.error.HTTPError) as refused:
+        served.run(prune=whole["prune"] | {"total_reduction": 0.2})
+    said = f"prune.width is {whole['prune']['width']} and prune.total_reduction is 0.2; only one can say"
+    assert said in refused.value.read().decode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
         served.run(calibrate=whole["calibrate"] | {"tokens": 32, "sequence_length": 64})
     assert "calibrate.tokens is 32; it must hold at least one sequence" in refused.value.read().decode()
     assert (served.checkout.root / "params.yaml").read_text() == before
