@@ -18,7 +18,7 @@ from typing import Any
 from sparsekd.config import RunConfig
 from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
 from sparsekd.families import check_fields, family_of, parameters_from_config
-from sparsekd.pruning.budget import resolve_width, walk_bytes
+from sparsekd.pruning.budget import resolve_budget, walk_bytes
 from sparsekd.runtime import thread_count
 from tasks.state import FOLDER, read_json, read_state, write_json
 
@@ -72,7 +72,7 @@ class Estimate:
 
 
 def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
-    """Parameters and bytes before and after, from config.json. Raises ConfigError for a width that leaves nothing."""
+    """Parameters and bytes before and after, from config.json. Raises ConfigError for an impossible budget."""
     old, new = widths(config, model)
     dense, pruned = parameters_from_config(model), parameters_from_config(model, new)
     each = _element_bytes(model)
@@ -80,10 +80,10 @@ def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
 
 
 def widths(config: RunConfig, model: dict[str, Any]) -> tuple[int, int]:
-    """intermediate_size before and after. Raises ModelError without one, ConfigError where nothing would be left."""
+    """intermediate_size before and after. Raises ModelError without one, ConfigError where the budget cannot be met."""
     family_of(model)
     old = int(check_fields(model)["intermediate_size"])
-    return old, resolve_width(config.prune.width, old, config.prune.multiple_of)
+    return old, resolve_budget(config.prune, model)
 
 
 def estimate(root: Path, config: RunConfig, model: dict[str, Any], stages: list[str], measure: bool = True) -> Estimate:
@@ -125,6 +125,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     statistics = min(config.prune.statistics_tokens, tokens)
     online = config.teacher.cache == "online"
     sampled = tokens * vocabulary * _SAMPLED_SECONDS if config.teacher.cache == "sampled" else 0
+    streams = forward + (student if config.prune.compensation == "sequential" else 0)
     trained = (config.distill.tokens or tokens) * config.distill.epochs
     steps = trained / (config.calibrate.sequence_length * config.distill.batch_size)
     validated = (
@@ -140,7 +141,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * decode,
         "teacher": _START_SECONDS + forward * (2 * held_out) + (0 if online else forward * tokens) + sampled,
         "prune": _START_SECONDS
-        + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
+        + statistics * (streams + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
         + layers * 8 * width**3 / (0.1 * flops),
         "distill": _START_SECONDS
         + 25

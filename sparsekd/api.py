@@ -15,7 +15,7 @@ from sparsekd.artifacts import hash_directory, writing
 from sparsekd.calibration.build import Built, build_calibration
 from sparsekd.calibration.corpora import read_corpora
 from sparsekd.calibration.packing import CalibrationSet
-from sparsekd.config import RunConfig
+from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.decoding import greedy, prompt_ids, stop_tokens
 from sparsekd.distillation.card import write_card
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
@@ -40,14 +40,14 @@ def prune(
 ) -> dict[str, Any]:
     """Write `model`, pruned to `width` (a fraction or the integer), to `out` and return parameters and reduction.
 
+    Without `width`, what `config.prune` says holds: it may give a reduction or a number of parameters instead.
     `model` and `texts` are sources as `sparsekd compress` takes them. Layers that are done lie in `<out>.work` until
     `out` is whole: call it again after a kill. Raises SparseKDError's subclasses.
     """
     config = _config(config, texts)
     if width is not None:
-        config = config.model_copy(
-            update={"prune": type(config.prune)(**(config.prune.model_dump() | {"width": width}))}
-        )
+        values = config.prune.model_dump() | dict.fromkeys(BUDGETS) | {"width": width}
+        config = config.model_copy(update={"prune": type(config.prune)(**values)})
     use_threads(config.runtime)
     dense, source = local_checkpoint(str(model))
     data = _calibrate(dense, config, progress).data

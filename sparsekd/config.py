@@ -17,6 +17,10 @@ OpenMPWait = Literal["passive", "active"]
 CacheKind = Literal["hidden", "sampled", "online"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
+SelectionName = Literal["svd", "energy", "mean_abs", "magnitude", "random"]
+Compensation = Literal["none", "one_shot", "sequential"]
+BUDGETS = ("width", "ffn_reduction", "non_embedding_reduction", "total_reduction", "parameters")
+"""Keys of `prune` that say how much is kept. One is given; the others are null."""
 
 
 class Section(BaseModel):
@@ -104,27 +108,78 @@ class Teacher(Section):
 
 
 class Prune(Section):
-    """Structured SVD pruning of the feed-forward layers with sequential ridge compensation."""
+    """Pruning of the feed-forward layers: how much is kept (one of the first five), which neurons, what makes up."""
 
-    width: float = Field(
+    width: float | None = Field(
         0.75,
         gt=0,
-        description="New intermediate_size: a fraction in (0, 1] of the old one, or the integer itself.",
+        description="New intermediate_size: a fraction in (0, 1] of the old one, or the integer itself. Null where one "
+        "of the next four says how much goes.",
     )
-    multiple_of: int = Field(128, ge=1, description="A fractional width is rounded to a multiple of this.")
+    ffn_reduction: float | None = Field(
+        None, ge=0, lt=1, description="Instead of width: share of the feed-forward parameters to remove."
+    )
+    non_embedding_reduction: float | None = Field(
+        None, ge=0, lt=1, description="Instead of width: share to remove of all parameters but the embeddings'."
+    )
+    total_reduction: float | None = Field(
+        None, ge=0, lt=1, description="Instead of width: share of all parameters to remove."
+    )
+    parameters: int | None = Field(
+        None, ge=1, description="Instead of width: the most parameters that the whole model may have."
+    )
+    multiple_of: int = Field(
+        128,
+        ge=1,
+        description="What is no integer width is rounded to a multiple of this: 256 for llama.cpp's K-quants, 1 for "
+        "any width.",
+    )
+    selection: SelectionName = Field(
+        "svd", description="Which neurons stay: svd subset selection, or what it is compared with (method.md)."
+    )
+    compensation: Compensation = Field(
+        "sequential",
+        description="Down-projections of the rest: as they are, refitted on the dense model's activations, or refitted "
+        "layer by layer on the pruned model's.",
+    )
     statistics_tokens: int = Field(
         98_304, ge=1, description="Statistics come from the first so many calibration tokens; from all if fewer."
     )
     ridge: float = Field(0.01, ge=0, description="Ridge, as a share of the mean squared activation.")
-    beta: float = Field(0.5, ge=0, le=1, description="Share of the residual target in the compensation (method.md).")
+    beta: float = Field(
+        0.5, ge=0, le=1, description="Share of the residual target in the sequential compensation (method.md)."
+    )
     batch_size: int = Field(4, ge=1, description="Sequences a forward pass.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the selection random.")
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The key that says how much is kept, and its value."""
+        return next((key, value) for key in BUDGETS if (value := getattr(self, key)) is not None)
 
     @field_validator("width")
     @classmethod
-    def _fraction_or_integer(cls, width: float) -> float:
-        if width > 1 and width != int(width):
+    def _fraction_or_integer(cls, width: float | None) -> float | None:
+        if width is not None and width > 1 and width != int(width):
             raise ValueError("must be a fraction in (0, 1] or an integer number of neurons")
         return width
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_are_null(cls, values: Any) -> Any:
+        """Whoever gives one budget need not say that the others, width's default among them, do not hold."""
+        if not isinstance(values, dict) or all(values.get(key) is None for key in BUDGETS):
+            return values
+        return dict.fromkeys(BUDGETS) | values
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Prune:
+        given = [f"prune.{key} is {value}" for key in BUDGETS if (value := getattr(self, key)) is not None]
+        if not given:
+            raise ValueError(f"prune.width is null, and so is {', '.join(BUDGETS[1:])}; give one of them")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}; only one can say how much is kept, so set the others to null")
+        return self
 
 
 class Distill(Section):

@@ -1,4 +1,4 @@
-"""Stage prune: SVD subset selection and sequential ridge compensation, layer by layer."""
+"""Stage prune: neurons are selected and the rest is refitted, layer by layer."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from tasks.process import CHECKPOINTS_VARIABLE, Stage, run_stage
 def prune(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
     from sparsekd.calibration.packing import CalibrationSet
+    from sparsekd.pruning.budget import describe_reduction
     from sparsekd.pruning.checkpoint import prune_checkpoint
     from sparsekd.runtime import resolve_device, use_threads
 
@@ -26,6 +27,10 @@ def prune(stage: Stage) -> None:
         stage.say,
     )
     stage.facts.update(facts)
+    width = facts["intermediate_size"]
+    stage.say(
+        f"{width['dense']} to {width['pruned']} neurons a layer: {describe_reduction(facts['reduction'])} removed"
+    )
 
 
 if __name__ == "__main__":

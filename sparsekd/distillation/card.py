@@ -21,7 +21,7 @@ tags: [sparsekd, structured-pruning, self-distillation]
 
 # A pruned and self-distilled checkpoint
 
-Made by sparsekd: `intermediate_size` {width["dense"]} → {width["pruned"]} by SVD subset selection, then distilled from
+Made by sparsekd: `intermediate_size` {width["dense"]} → {width["pruned"]} by structured pruning, then distilled from
 its own distribution before compression ({divergence} share {config.alpha:g}, temperature {config.temperature:g}).
 Removed: {removed["ffn"]:.1%} of the feed-forward, {removed["non_embedding"]:.1%} of the non-embedding and
 {removed["total"]:.1%} of all parameters. The results are in the report's model card.

@@ -16,9 +16,9 @@ from sparsekd.calibration.packing import Packed
 from sparsekd.config import Prune
 from sparsekd.errors import ResourceError
 from sparsekd.feed_forward import set_width
-from sparsekd.models import count_parameters, declared_dtype, reduction, save_checkpoint
+from sparsekd.models import count_parameters, declared_dtype, read_config, reduction, save_checkpoint
 from sparsekd.progress import Progress, silent
-from sparsekd.pruning.budget import resolve_width
+from sparsekd.pruning.budget import resolve_budget
 from sparsekd.pruning.state import WalkStore
 from sparsekd.pruning.streamed import StreamedLayers
 from sparsekd.pruning.walk import prune_layers, write_layers
@@ -42,6 +42,7 @@ def prune_checkpoint(
     on where a killed process was: in the folder of `work` that belongs to this configuration, these tokens and
     `identity`, which stands for the model (a hash of it).
     """
+    width = resolve_budget(config, read_config(dense))
     return_large_blocks()
     input_ids = calibration.head(config.statistics_tokens).input_ids
     text = json.dumps(
@@ -50,7 +51,6 @@ def prune_checkpoint(
     store = WalkStore(work / hashlib.sha256(text.encode()).hexdigest()[:16], _conditions(device))
     layers = StreamedLayers(dense, store.directory, device)
     before, old_width = count_parameters(layers.model), layers.blocks[0].width
-    width = resolve_width(config.width, old_width, config.multiple_of)
     streams = 2 * 4 * input_ids.numel() * layers.model.config.hidden_size
     _require_disk(store.directory, before["total"] * declared_dtype(dense).itemsize + 2 * streams)
     start, reason = store.load()

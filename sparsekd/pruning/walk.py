@@ -1,7 +1,8 @@
 """The layer-by-layer walk: two residual streams, the dense one and that of the model pruned so far.
 
-Each layer's statistics are collected on the already pruned prefix; its compensation aims at the dense layer's output
-plus what the prefix has lost (r − r̃). So errors are corrected on the way instead of adding up.
+With the sequential compensation each layer's statistics are collected on the already pruned prefix, and it aims at the
+dense layer's output plus what the prefix has lost (r − r̃). So errors are corrected on the way instead of adding up.
+Otherwise statistics come from the dense stream, and the second one is not needed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sparsekd.feed_forward import FeedForward, set_width
 from sparsekd.progress import Progress, silent
 from sparsekd.pruning.entry import Arguments, Captured, first_input, layer_arguments
 from sparsekd.pruning.layer import PrunedLayer, prune_layer
+from sparsekd.pruning.selection import Select
 from sparsekd.pruning.statistics import Moments
 from sparsekd.pruning.target import block_target
 from sparsekd.pruning.weights import InMemory, Layers
@@ -58,13 +60,15 @@ def prune_model(
     width: int,
     config: Prune,
     progress: Progress = silent,
+    select: Select | None = None,
 ) -> list[LayerReport]:
     """Prune every feed-forward block of `model` to `width` neurons, in place, by statistics over `input_ids`.
 
-    At full width nothing is changed. Returns a report for each layer. Weights stay in the model's dtype; matmuls run
-    in bfloat16 by autocast, residual streams and statistics in float32 or better.
+    `select` chooses the neurons in place of `config.selection`. At full width nothing is changed. Returns a report for
+    each layer. Weights stay in the model's dtype; matmuls run in bfloat16 by autocast, residual streams and statistics
+    in float32 or better.
     """
-    reports = prune_layers(InMemory(model), input_ids, width, config, progress)
+    reports = prune_layers(InMemory(model), input_ids, width, config, progress, select=select)
     set_width(model, width)
     return reports
 
@@ -78,6 +82,7 @@ def prune_layers(
     progress: Progress = silent,
     start: Position | None = None,
     reached: Callable[[Position], None] = lambda position: None,
+    select: Select | None = None,
 ) -> list[LayerReport]:
     """The walk itself: as `prune_model`, but it needs one layer's weights at a time and does not touch the config.
 
@@ -96,7 +101,8 @@ def prune_layers(
     for number in range(len(start.reports), len(blocks)):
         layers.load(number)
         before = blocks[number].width
-        result = _prune_block(blocks[number], arguments[number], start.dense, start.pruned, width, config)
+        streams = start.dense, start.pruned
+        result = _prune_block(blocks[number], arguments[number], *streams, width, config, number, select)
         start.reports.append(
             LayerReport(number, before, width, result.spectrum_kept, result.error_before, result.error_after)
         )
@@ -123,17 +129,25 @@ def _prune_block(
     pruned: Float[Tensor, "sequences length hidden"],
     width: int,
     config: Prune,
+    number: int,
+    select: Select | None,
 ) -> PrunedLayer:
-    """Prune one block and move both streams, in place, past its layer."""
+    """Prune one block and move both streams, in place, past its layer; without sequential compensation the dense one.
+
+    `number` is the layer's.
+    """
+    sequential = config.compensation == "sequential"
     device = block.down_weight.device
     moments = Moments(block.width, dense.shape[-1], device)
     activations = torch.empty(*dense.shape[:2], block.width, dtype=torch.bfloat16)
     for start in range(0, len(dense), config.batch_size):
         rows = slice(start, start + config.batch_size)
-        residual, output, after = _dense_pass(block, arguments, dense[rows].to(device))
+        residual, activation, output, after = _dense_pass(block, arguments, dense[rows].to(device))
         if start == 0:
             _check_sum(block, residual, output, after)
-        pruned_residual, activation = _pruned_pass(block, arguments, pruned[rows].to(device))
+        pruned_residual = residual
+        if sequential:
+            pruned_residual, activation = _pruned_pass(block, arguments, pruned[rows].to(device))
         target, weight = block_target(block, output, residual - pruned_residual)
         if block.down_bias is not None:
             target = target - block.down_bias  # it stays: the weights are for the rest
@@ -141,9 +155,13 @@ def _prune_block(
             moments.add(activation.flatten(0, 1), target.flatten(0, 1))
         else:
             moments.add((activation * weight).flatten(0, 1), (target * weight).flatten(0, 1))
-        dense[rows], pruned[rows], activations[rows] = after.cpu(), pruned_residual.cpu(), activation.cpu()
-    result = prune_layer(moments, block.down_weight, width, config)
+        dense[rows] = after.cpu()
+        if sequential:
+            pruned[rows], activations[rows] = pruned_residual.cpu(), activation.cpu()
+    result = prune_layer(moments, block.down_weight, width, config, block.incoming, number, select)
     block.keep(result.neurons, result.down_weight)
+    if not sequential:
+        return result
     kept = result.neurons.cpu()
     for start in range(0, len(dense), config.batch_size):
         rows = slice(start, start + config.batch_size)
@@ -153,12 +171,16 @@ def _prune_block(
     return result
 
 
-def _dense_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual stream that the block adds to, its output, and the stream after the layer."""
+def _dense_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Residual stream that the block adds to, input and output of its down-projection, the stream after the layer."""
     seen, hooks = _watch(block)
-    hooks.append(block.down.register_forward_hook(lambda _, inputs, output: seen.update(output=output)))
+    hooks.append(
+        block.down.register_forward_hook(
+            lambda _, inputs, output: seen.update(activation=inputs[0], output=output.view(hidden.shape))
+        )
+    )
     after = _run(block.layer, hidden, arguments, hooks)
-    return _residual(seen, hidden), seen["output"].view(hidden.shape), after.float()
+    return _residual(seen, hidden), seen["activation"].view(*hidden.shape[:2], -1), seen["output"], after.float()
 
 
 def _pruned_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tuple[Tensor, Tensor]:
