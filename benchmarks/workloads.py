@@ -21,6 +21,7 @@ from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.trainer import Lesson
 from sparsekd.evaluation import lm_eval_adapter, shared_context
+from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import final_hidden, lm_head, load_model, load_tokenizer
 from sparsekd.pruning import walk
 
@@ -105,7 +106,7 @@ def prune(data: Path, tokens: int) -> Figures:
 
 
 def _width(model: PreTrainedModel, share: float) -> int:
-    return int(walk.feed_forwards(model)[0].width * share)
+    return int(feed_forwards(model)[0].width * share)
 
 
 def step(data: Path, variant: str, steps: int, warmup: int, batch: int = 1) -> Figures:
