@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsekd.config import Runtime
 from sparsekd.errors import ResourceError
@@ -63,6 +63,17 @@ def resolve_device(runtime: Runtime) -> torch.device:
             "or install a CUDA build (`rm -rf .venv && make setup TORCH_INDEX=URL`)."
         )
     return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What of this process and its machine the bits of a result depend on."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def use_threads(runtime: Runtime) -> None:

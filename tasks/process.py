@@ -52,6 +52,16 @@ class Stage:
         """What the manifest records beside the files."""
         return self.draft.facts
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of this stage's resumable work."""
+        return Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / self.spec.name
+
+    @property
+    def identity(self) -> str:
+        """The hashes of all inputs: resumable work belongs to them."""
+        return " ".join(artifact.manifest.sha256() for artifact in self.inputs.values())
+
     def artifact(self, path: str) -> Artifact:
         """The verified input at `path`, which dvc.yaml must list as a dependency of this stage."""
         return self.inputs[path]
