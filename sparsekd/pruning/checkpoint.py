@@ -22,7 +22,6 @@ from sparsekd.pruning.budget import resolve_width
 from sparsekd.pruning.state import WalkStore
 from sparsekd.pruning.streamed import StreamedLayers
 from sparsekd.pruning.walk import prune_layers, write_layers
-from sparsekd.runtime import return_large_blocks
 
 
 def prune_checkpoint(
@@ -42,7 +41,6 @@ def prune_checkpoint(
     on where a killed process was: in the folder of `work` that belongs to this configuration, these tokens and
     `identity`, which stands for the model (a hash of it).
     """
-    return_large_blocks()
     input_ids = calibration.head(config.statistics_tokens).input_ids
     text = json.dumps(
         [config.model_dump(mode="json"), identity, hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()]
