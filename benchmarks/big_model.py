@@ -113,9 +113,9 @@ class Watched:
                 continue
             values = json.loads(line)
             if "layer" in values:
+                peak = self.anonymous.get(self.done, 0) / 1e9
                 self.done = int(values["layer"])
                 layers.append(values["seconds"])
-                peak = self.anonymous.get(self.done - 1, 0) / 1e9
                 print(f"layer {self.done}: {values['seconds']:.0f} s, peak {peak:.2f} GB", flush=True)
                 if self.done == kill_after:
                     self.process.kill()
