@@ -20,7 +20,7 @@ from sparsekd.pruning.budget import resolve_budget
 from sparsekd.pruning.state import WalkStore
 from sparsekd.pruning.streamed import StreamedLayers
 from sparsekd.pruning.walk import prune_layers, write_layers
-from sparsekd.runtime import conditions, return_large_blocks
+from sparsekd.runtime import conditions
 
 
 def prune_checkpoint(
@@ -41,7 +41,6 @@ def prune_checkpoint(
     `identity`, which stands for the model (a hash of it).
     """
     width = resolve_budget(config, read_config(dense))
-    return_large_blocks()
     input_ids = calibration.head(config.statistics_tokens).input_ids
     text = json.dumps(
         [config.model_dump(mode="json"), identity, hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()]
