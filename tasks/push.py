@@ -6,8 +6,6 @@ stage's own entry is sent, and it is sent last: who finds it finds the outputs. 
 interface is not safe beside other threads.
 """
 
-import atexit
-import gc
 import sys
 
 from dvc.fs import generic
@@ -44,7 +42,6 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    atexit.register(gc.freeze)  # see quick.py
     try:
         main(sys.argv[1:]) if len(sys.argv) > 1 else check()
     except Exception as error:

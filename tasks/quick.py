@@ -1,7 +1,8 @@
 """Python processes that cost two thirds of what they did, most of it at their start and end.
 
 The rest is the search for cycles of garbage: while Prefect, MLflow or DVC are imported it looks again and again through
-a million objects that stay, and once more when the process ends. `python quick.py MODULE …` is `python -m MODULE …`.
+a million objects that stay, and once more when the process ends. `python quick.py MODULE …` is `python -m MODULE …`,
+and `python quick.py FILE.py …` is `python FILE.py …`.
 """
 
 import atexit
@@ -28,4 +29,7 @@ def leave_quickly() -> None:
 if __name__ == "__main__":
     quicken()
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
