@@ -25,6 +25,7 @@ from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ResourceError, SparseKDError, StageError
 from sparsekd.runtime import prepare_process
 from tasks.graph import StageSpec, stage_by_command
+from tasks.quick import leave_quickly
 
 PARAMS = Path("params.yaml")
 PROGRESS_VARIABLE = "SPARSEKD_PROGRESS"
@@ -82,6 +83,7 @@ class Stage:
 
 def run_stage(command: list[str], work: Callable[[Stage], None]) -> NoReturn:
     """Run `work` as the stage with this command and exit: 0 done, 2 for an error the user can mend."""
+    leave_quickly()
     try:
         with _full_disk_named():
             _run(stage_by_command(command), work)
