@@ -60,7 +60,10 @@ def launch(
 
 
 def outcome_of(state: Any) -> Any:
-    """What a flow run gave. Raises its own error, or StageError with the state that it ended in."""
+    """What a flow run gave, or nothing. Raises its own error, or StageError with the state that it ended in."""
+    if state.is_completed() and state.data is None:
+        # The server had it, but its answer was lost on a busy machine: asked again it gives the state alone
+        return {}
     outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
         raise outcome

@@ -15,6 +15,7 @@ from rich.console import Console
 from flows import job, params
 from flows.estimate import estimate
 from flows.job import Request, settle
+from flows.launch import outcome_of
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.sources import model_config
@@ -136,3 +137,12 @@ def test_a_run_that_waits_is_logged_without_prefect(
     console = pipe()
     job.log_run(tmp_path, console)
     assert text(console) == said + "\n"
+
+
+def test_a_completed_run_whose_answer_was_lost_has_not_failed() -> None:
+    from prefect.states import Cancelled, Completed
+
+    assert outcome_of(Completed()) == {}, "as a busy server gives it when it is asked twice"
+    assert outcome_of(Completed(data={"prune": "computed"})) == {"prune": "computed"}
+    with pytest.raises(Exception, match="cancelled"):
+        outcome_of(Cancelled())
