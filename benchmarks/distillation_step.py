@@ -64,6 +64,7 @@ def measure(variant: str, arguments: argparse.Namespace) -> float:
         head = lm_head(model).to(model.device, torch.bfloat16)
         student.cast_frozen_projections(model, torch.bfloat16)
         if compiled:
+            student.choose_attention(model, Distill(), compiled, model.device)
             student.compile_layers(model)
         loss = HeadLoss(head, cache.head, 0.5, 1.0, run.head_terms(compiled))
         lesson = Lesson(packed, cache.hidden("calibration"))

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from flows import params
 from flows.params import Change
 from flows.params_text import edit_text
-from sparsekd.config import RunConfig, all_keys, parse_config
+from sparsekd.config import RunConfig, all_keys, flat, parse_config
 from sparsekd.errors import ConfigError
 from sparsekd.sources import resolve_model, resolve_text
 
@@ -36,12 +36,7 @@ def comments(text: str) -> list[str]:
 
 def test_committed_params_are_the_default_preset_with_every_setting_written_out() -> None:
     values = YAML(typ="safe").load((CHECKOUT / "params.yaml").read_text())
-    written = [
-        key
-        for name, value in values.items()
-        for key in ([f"{name}.{k}" for k in value] if isinstance(value, dict) else [name])
-    ]
-    assert written == all_keys()
+    assert list(flat(values)) == all_keys()
     assert params.changes_from_preset(params.load(CHECKOUT), CHECKOUT) == []
 
 
@@ -139,6 +134,7 @@ def test_write_is_atomic_and_leaves_no_partial_file(project: Path) -> None:
         ("model.source=a=b", "model.source", "a=b"),
         ("report.name=null", "report.name", None),
         ("texts.revisions=null", "texts.revisions", None),
+        ("distill.distributed.strategy=fsdp", "distill.distributed.strategy", "fsdp"),
     ],
 )
 def test_a_setting_is_read_by_its_type(setting: str, key: str, value: Any) -> None:
@@ -151,6 +147,9 @@ def test_a_setting_is_read_by_its_type(setting: str, key: str, value: Any) -> No
         ("prune.widht=0.5", "prune.widht is no known setting; did you mean prune.width?"),
         ("width=0.5", "width is no known setting; did you mean prune.width?"),
         ("prune.width", "-S 'prune.width' is no setting; write -S stage.key=value, such as -S prune.width=0.5."),
+        ("distill.distributed=ddp", "distill.distributed is a section; set one of distill.distributed.strategy"),
+        ("distill.distributed.proceses=2", "distill.distributed.proceses is no known setting; did you mean"),
+        ("distill.distributed.processes=2", "distill.distributed.processes is 2; with distill.distributed.strategy"),
         ("prune=1", "prune is a section; set one of prune.width"),
         ("preset=smoke", "preset is not set with -S; write --preset smoke."),
         ("prune.width=0", "prune.width is '0'; it must be greater than 0. Edit your -S options."),
