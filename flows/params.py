@@ -29,7 +29,7 @@ from tasks.corpora import recorded
 from tasks.environment import checkout_root
 from tasks.process import read_params
 
-PRESETS = ("smoke", "default", "quality")
+PRESETS = ("smoke", "small", "default", "quality", "gpu", "gpus")
 KEPT_SECTIONS = ("runtime", "model", "texts")
 """Sections that no preset sets."""
 RESOLVED = {"model.revision", "texts.revisions", "evaluate.include_revision"}

@@ -180,7 +180,7 @@ def test_a_preset_that_would_lose_edits_needs_yes(mini: Miniature) -> None:
         (["-S", "prune.width=0.01"], "prune.width is 0.01; of 1536 neurons that rounds to none"),
         (["--model", "./nowhere"], "nowhere'; there is no such directory."),
         (["--texts", "./nowhere.txt"], "'nowhere.txt'; there is no such file."),
-        (["--preset", "fast"], "There is no preset 'fast'; choose one of smoke, default, quality."),
+        (["--preset", "fast"], "There is no preset 'fast'; choose one of smoke, small, default, quality, gpu, gpus."),
     ],
 )
 def test_bad_input_is_one_sentence_exit_code_2_and_nothing_is_written(

@@ -55,8 +55,8 @@ def test_presets_set_the_same_keys_and_nothing_of_what_or_where() -> None:
     for name in params.PRESETS:
         values = YAML(typ="safe").load((CHECKOUT / "presets" / f"{name}.yaml").read_text())
         assert not set(values) & {"preset", *params.KEPT_SECTIONS}
-        keys[name] = [f"{section}.{key}" for section, inner in values.items() for key in inner]
-    assert keys["smoke"] == keys["default"] == keys["quality"]
+        keys[name] = list(flat(values))
+    assert all(keys[name] == keys["default"] for name in params.PRESETS)
 
 
 def test_an_edit_keeps_every_comment_and_all_other_lines() -> None:
@@ -223,10 +223,15 @@ def test_a_file_that_lacks_settings_is_completed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"There is no preset 'fast'; choose one of smoke, default, quality\."):
+    with pytest.raises(
+        ConfigError, match=r"There is no preset 'fast'; choose one of smoke, small, default, quality, gpu, gpus\."
+    ):
         params.load_preset("fast")
     params.write(project, [Change("preset", "default", "mine")])
-    with pytest.raises(ConfigError, match=r"preset is 'mine'; it must be one of smoke, default, quality\. Edit params"):
+    with pytest.raises(
+        ConfigError,
+        match=r"preset is 'mine'; it must be one of smoke, small, default, quality, gpu, gpus\. Edit params",
+    ):
         params.load(project)
 
 
