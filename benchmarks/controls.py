@@ -54,7 +54,7 @@ def models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, Pat
     if arguments.width_tokens:
         pruned = work / "pruned"
         pruned.mkdir()
-        prune_checkpoint(dense, pruned, data.calibration, Prune(width=arguments.width), device)
+        prune_checkpoint(dense, pruned, data.calibration, Prune(width=arguments.width), device, work / "layers")
         yield f"width {arguments.width:g}, pruned", pruned
         name = f"width {arguments.width:g}, distilled"
         yield name, distilled(name, pruned, Distill(tokens=arguments.width_tokens))

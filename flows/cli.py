@@ -184,13 +184,32 @@ def sweep(
     )
 
 
-@app.command(epilog="Example: sparsekd prune --model ./my-model --width 0.75 --out ./pruned")
+@app.command(
+    epilog="Examples: sparsekd prune --model ./my-model --width 0.75 --out ./pruned  |  "
+    "sparsekd prune --model ./my-model --total-reduction 0.2 --out ./pruned"
+)
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pruned checkpoint goes.")],
     width: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--width", help="New intermediate_size: a fraction in (0, 1] of the old one, or the integer."),
+    ] = None,
+    ffn_reduction: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--ffn-reduction", help="Instead: share of the feed-forward parameters to remove."),
+    ] = None,
+    non_embedding_reduction: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--non-embedding-reduction", help="Instead: share to remove of all but the embeddings."),
+    ] = None,
+    total_reduction: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--total-reduction", help="Instead: share of all parameters to remove."),
+    ] = None,
+    parameters: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--parameters", help="Instead: the most parameters that the whole model may have."),
     ] = None,
     texts: Texts = None,
     preset: Preset = "default",
@@ -203,7 +222,14 @@ def prune(
     """
     from flows import steps
 
-    steps.prune(model, out, width, texts, steps.Options(preset, settings, device))
+    budget = {
+        "width": width,
+        "ffn_reduction": ffn_reduction,
+        "non_embedding_reduction": non_embedding_reduction,
+        "total_reduction": total_reduction,
+        "parameters": parameters,
+    }
+    steps.prune(model, out, budget, texts, steps.Options(preset, settings, device))
 
 
 @app.command(epilog="Example: sparsekd distill --model ./pruned --teacher ./my-model --out ./distilled")

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.config import RunConfig
+from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
 from sparsekd.families import check_fields, family_of, parameters_from_config
-from sparsekd.pruning.budget import resolve_width
+from sparsekd.pruning.budget import resolve_budget, walk_bytes
 from sparsekd.runtime import thread_count
 from tasks.state import FOLDER, read_json, read_state, write_json
 
 Counts = dict[str, int]
 _START_SECONDS = 8.0  # interpreter, torch and transformers of one stage
 _ROW_TOKENS = 110.0  # tokens of all the answers of one benchmark row
+_SAMPLED_SECONDS = 5e-9  # softmax, top k and draws, for each entry of the vocabulary
 _ASSUMED_FLOPS = 3.5e11  # before anything was measured
 _LIBRARIES = 0.9e9  # bytes that torch and transformers take with no model
 _PROBE = """
@@ -70,7 +72,7 @@ class Estimate:
 
 
 def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
-    """Parameters and bytes before and after, from config.json. Raises ConfigError for a width that leaves nothing."""
+    """Parameters and bytes before and after, from config.json. Raises ConfigError for an impossible budget."""
     old, new = widths(config, model)
     dense, pruned = parameters_from_config(model), parameters_from_config(model, new)
     each = _element_bytes(model)
@@ -78,10 +80,10 @@ def compressed(config: RunConfig, model: dict[str, Any]) -> Compressed:
 
 
 def widths(config: RunConfig, model: dict[str, Any]) -> tuple[int, int]:
-    """intermediate_size before and after. Raises ModelError without one, ConfigError where nothing would be left."""
+    """intermediate_size before and after. Raises ModelError without one, ConfigError where the budget cannot be met."""
     family_of(model)
     old = int(check_fields(model)["intermediate_size"])
-    return old, resolve_width(config.prune.width, old, config.prune.multiple_of)
+    return old, resolve_budget(config.prune, model)
 
 
 def estimate(root: Path, config: RunConfig, model: dict[str, Any], stages: list[str], measure: bool = True) -> Estimate:
@@ -116,10 +118,14 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     held_out = corpora * config.calibrate.held_out_tokens
     tokens = config.calibrate.tokens
     hidden, layers, width = model["hidden_size"], model["num_hidden_layers"], made.old_width
+    vocabulary = model["vocab_size"]
     forward = _forward(made.dense, model) / (0.7 * flops)
     student = _forward(made.pruned, model) / (0.7 * flops)
     decode = made.dense_bytes / 8e9 + 0.02  # a token at a time reads all weights
     statistics = min(config.prune.statistics_tokens, tokens)
+    online = config.teacher.cache == "online"
+    sampled = tokens * vocabulary * _SAMPLED_SECONDS if config.teacher.cache == "sampled" else 0
+    streams = forward + (student if config.prune.compensation == "sequential" else 0)
     trained = (config.distill.tokens or tokens) * config.distill.epochs
     steps = trained / (config.calibrate.sequence_length * config.distill.batch_size)
     validated = (
@@ -133,11 +139,15 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "fetch-texts": 5.0,
         "fetch-benchmarks": 10.0,
         "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * decode,
-        "teacher": _START_SECONDS + forward * (tokens + 2 * held_out),
+        "teacher": _START_SECONDS + forward * (2 * held_out) + (0 if online else forward * tokens) + sampled,
         "prune": _START_SECONDS
-        + statistics * (forward + student + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
+        + statistics * (streams + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
         + layers * 8 * width**3 / (0.1 * flops),
-        "distill": _START_SECONDS + 25 + 3.1 * student * trained + student * validated,
+        "distill": _START_SECONDS
+        + 25
+        + 3.1 * student * trained
+        + student * validated
+        + (forward * trained if online else 0),
         "evaluate": _START_SECONDS + 8 + forward * (2 * held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
@@ -162,15 +172,19 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     activations = step * layers * hidden * 4 + layer if config.distill.activation_checkpointing else layers * layer
     shared = config.distill.distributed  # with ddp each process has its own weights, with fsdp a share of them
     processes = max(1, shared.processes)
-    statistics = config.prune.statistics_tokens
+    statistics = min(config.prune.statistics_tokens, config.calibrate.tokens)
     batch = config.evaluate.batch_size * length
     return {
         "calibrate": _LIBRARIES + dense + config.calibrate.chat_prompts * vocabulary * 8,
-        "teacher": _LIBRARIES + dense + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4,
-        "prune": _LIBRARIES + dense + statistics * (8 * hidden + 2 * made.old_width) + 4 * 8 * made.old_width**2,
+        "teacher": _LIBRARIES
+        + dense
+        + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4
+        + 2 * min(SHARD_BYTES, 2 * hidden * config.calibrate.tokens),
+        "prune": _LIBRARIES + walk_bytes(statistics, hidden, made.old_width, layers, made.dense),
         # float32 weights, gradient and two moments of what is trained, four blocks of logits
         "distill": processes * (_LIBRARIES + 4 * min(step, 512) * vocabulary * 4)
         + (processes if shared.strategy == "ddp" else 1) * (4 * made.pruned["total"] + 3 * 4 * made.pruned["ffn"])
+        + (processes * dense if config.teacher.cache == "online" else 0)
         + activations,
         # weights in the dtype of the evaluation and in float32, logits of a chunk for both models
         "evaluate": _LIBRARIES
@@ -184,23 +198,29 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
 
 def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:
     """Bytes that the outputs of `stages` add: in data/, and once more in DVC's cache where files are copied."""
-    each = _element_bytes(model)
-    corpora = len(config.texts.sources) + 3
-    tokens = config.calibrate.tokens + 2 * corpora * config.calibrate.held_out_tokens
+    held_out = 2 * (len(config.texts.sources) + 3) * config.calibrate.held_out_tokens
+    tokens = config.calibrate.tokens + held_out
     outputs = {
         "fetch-model": made.dense_bytes,
         "fetch-texts": 10e6,
         "fetch-benchmarks": 20e6,
         "calibrate": 8 * tokens,
-        "teacher": 2 * tokens * model["hidden_size"] + each * model["vocab_size"] * model["hidden_size"],
+        "teacher": cache_bytes(
+            config.teacher, model["hidden_size"], model["vocab_size"], config.calibrate.tokens, held_out
+        ),
         "prune": made.pruned_bytes,
         "distill": made.pruned_bytes,
         "evaluate": 5e6,
         "benchmark": 1e5,
         "report": 5e6,
     }
-    beside = made.pruned_bytes + 12 * made.pruned["ffn"]  # the registry's copy and the resumable checkpoint
-    return int(2 * sum(outputs.get(_base(name), 0) for name in stages) + (beside if "distill" in stages else 0))
+    streams = 8 * config.prune.statistics_tokens * model["hidden_size"]
+    beside = {
+        "prune": made.pruned_bytes + 2 * streams,  # layers that are done, and two positions for a moment
+        "distill": made.pruned_bytes + 12 * made.pruned["ffn"],  # the registry's copy and the resumable checkpoint
+    }
+    most = max((size for name, size in beside.items() if name in stages), default=0)
+    return int(2 * sum(outputs.get(_base(name), 0) for name in stages) + most)
 
 
 def matrix_flops(root: Path, config: RunConfig) -> float:

@@ -19,7 +19,7 @@ from flows import params, preflight
 from flows.kept import kept_config, kept_runs, same_values
 from flows.lock import current_holder
 from flows.workspace import Revision, Workspace, check_name, revision_of
-from sparsekd.config import RunConfig
+from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.errors import ConfigError
 from tasks.state import FOLDER, read_json, write_json
 
@@ -135,6 +135,11 @@ def _read(settings: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
         if "" in values or len(set(values)) != len(values):
             raise ConfigError(f"{key} is {value!r}; a sweep needs different values between commas: -S {key}=a,b.")
         varied[key] = values
+    budgets = sorted({f"prune.{key}" for key in BUDGETS} & {*varied, *(s.partition("=")[0].strip() for s in fixed)})
+    if len(budgets) > 1:
+        raise ConfigError(
+            f"{' and '.join(budgets)} are given; only one can say how much is kept. Leave the others out."
+        )
     if not varied:
         raise ConfigError(
             "A sweep needs a setting with several values, such as -S prune.width=0.9,0.75,0.5; for a single run use "

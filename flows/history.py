@@ -32,7 +32,7 @@ class RunRecord:
 
     name: str
     model: str
-    width: float
+    width: float | None
     started: float
     state: State = "running"
     ended: float | None = None
@@ -46,6 +46,8 @@ class RunRecord:
     """How each stage went: computed, unchanged or restored."""
     texts: dict[str, str] = field(default_factory=dict)
     """Its text sources with the revision of each."""
+    budget: str | None = None
+    """What stands in the place of the width, such as total_reduction=0.2."""
 
     def write(self, home: Path) -> None:
         """Replace the record of this run."""
@@ -62,7 +64,8 @@ def new_name(home: Path, config: RunConfig) -> str:
     """A name that tells model, width and time, and that no run or experiment has yet."""
     source = re.sub(r"^(file|hf):", "", config.model.source).rstrip("/").rpartition("/")[2]
     model = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")[:40] or "model"
-    base = f"{model}-w{plain(config.prune.width)}-{time.strftime('%m%d-%H%M%S')}"
+    key, value = config.prune.budget
+    base = f"{model}-{'w' if key == 'width' else f'{key}-'}{plain(value)}-{time.strftime('%m%d-%H%M%S')}"
     taken = set(experiments(home)) | {path.name for path in folder(home, "").glob("*")}
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}-{number}"
@@ -71,6 +74,13 @@ def new_name(home: Path, config: RunConfig) -> str:
                 folder(home, name).mkdir(parents=True)
                 return name
     raise AssertionError("unreachable")
+
+
+def record_of(name: str, config: RunConfig, started: float) -> RunRecord:
+    """The record of a run that has just started from a settled configuration."""
+    key, value = config.prune.budget
+    budget = None if key == "width" else f"{key}={plain(value)}"
+    return RunRecord(name, config.model.source, config.prune.width, started, texts=texts_of(config), budget=budget)
 
 
 def keep_logs(space: Workspace) -> None:
@@ -112,7 +122,7 @@ def _from_experiment(home: Path, name: str, commit: str) -> RunRecord | None:
         when = float(git(home, "show", "--no-patch", "--format=%ct", commit))
     except SparseKDError:  # an experiment of something else, or of an older format
         return None
-    return RunRecord(name, config.model.source, config.prune.width, when, "done", when, texts=texts_of(config))
+    return replace(record_of(name, config, when), state="done", ended=when)
 
 
 def _read(path: Path) -> RunRecord | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from prefect.runtime import flow_run as this_run
 
 from flows import history, params, settle, workspace
 from flows.commands import git
-from flows.history import RunRecord
 from flows.holding import close_unfinished, name_run, note_run, place_of
 from flows.hooks import ended
 from flows.lock import current_holder, held_here, run_lock
@@ -65,15 +65,7 @@ def _run_and_keep(space: Workspace, given: dict[str, dict[str, Any]]) -> State[A
         logger.info("params.yaml: %s", change)
     config = params.load(space.path)
     commit = git(space.path, "rev-parse", "HEAD")
-    record = RunRecord(
-        space.name,
-        config.model.source,
-        config.prune.width,
-        time.time(),
-        commit=commit,
-        flow_run_id=str(this_run.id),
-        texts=history.texts_of(config),
-    )
+    record = replace(history.record_of(space.name, config, time.time()), commit=commit, flow_run_id=str(this_run.id))
     record.write(space.home)
     try:
         outcomes, seconds = run_stages(space.path, space.home)

@@ -21,7 +21,7 @@ from flows.summary import show_results
 from flows.workspace import Workspace
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
-from sparsekd.report.formatting import percent
+from sparsekd.pruning.budget import describe_reduction
 from tasks import environment
 from tasks.graph import read_graph
 from tasks.repair import repair
@@ -132,10 +132,11 @@ def settle(root: Path, current: RunConfig, request: Request, asked_in: Path) -> 
         named = {setting.partition("=")[0].strip() for setting in request.settings}
         lost = [change for change in params.lost_edits(current, wanted, root) if change.key not in named]
         if lost:
+            kept = next((change for change in lost if change.before is not None), lost[0])
             raise ConfigError(
                 f"params.yaml has changes from preset {current.preset} that --preset {request.preset} would lose: "
                 f"{'; '.join(map(str, lost))}. "
-                f"Add --yes to lose them, or keep them with -S {lost[0].key}={params.show(lost[0].before)}."
+                f"Add --yes to lose them, or keep them with -S {kept.key}={params.show(kept.before)}."
             )
     return wanted
 
@@ -175,7 +176,7 @@ def show_plan(config: RunConfig, model: dict[str, Any], needed: Estimate, consol
     """Time, disk, memory, and the model that will come of it."""
     made = compressed(config, model)
     gb = preflight.gigabytes
-    shares = {name: percent(share) for name, share in made.reduction.items()}
+    budget, value = config.prune.budget
     for line in (
         "",
         f"time         about {roughly(sum(needed.seconds.values()))} on this machine",
@@ -183,11 +184,8 @@ def show_plan(config: RunConfig, model: dict[str, Any], needed: Estimate, consol
         f"memory       about {gb(needed.memory)} at the peak",
         f"parameters   {made.dense['total']:,} to {made.pruned['total']:,}",
         f"weights      {made.dense_bytes / 1e6:,.1f} MB to {made.pruned_bytes / 1e6:,.1f} MB, at the same dtype",
-        f"neurons      {made.old_width} to {made.new_width} a layer",
-        (
-            f"removed      {shares['width']} of the width, {shares['ffn']} of the FFN, "
-            f"{shares['non_embedding']} of the non-embedding and {shares['total']} of all parameters"
-        ),
+        f"neurons      {made.old_width} to {made.new_width} a layer, by prune.{budget}={params.show(value)}",
+        f"removed      {describe_reduction(made.reduction)}",
     ):
         console.print(line, markup=False, soft_wrap=True)
 

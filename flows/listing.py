@@ -46,7 +46,7 @@ def _row(record: RunRecord, kept: bool) -> tuple[str, ...]:
         record.name,
         when,
         record.model,
-        str(plain(record.width)),
+        record.budget or str(plain(record.width)),
         state,
         took,
         result_line(record),

@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from flows.commands import git
 from flows.params_text import edit_text, plain
 from flows.workspace import find_revision
-from sparsekd.config import RunConfig, field_annotation, flat, parse_config, valid_keys
+from sparsekd.config import BUDGETS, RunConfig, field_annotation, flat, parse_config, valid_keys
 from sparsekd.errors import ConfigError
 from sparsekd.sources import catalogue
 from tasks.corpora import recorded
@@ -207,10 +207,13 @@ def lost_edits(config: RunConfig, after: RunConfig, root: Path | None = None) ->
 def with_settings(config: RunConfig, settings: list[str], source: str = "params.yaml") -> RunConfig:
     """`config` with each `stage.key=value` applied, later ones winning. Raises ConfigError, naming the -S at fault."""
     values = config.model_dump()
+    named = {setting.partition("=")[0].strip() for setting in settings}
     for setting in settings:
         key, value = parse_setting(setting)
         *sections, name = key.split(".")
         target = functools.reduce(operator.getitem, sections, values)
+        if sections == ["prune"] and name in BUDGETS and value is not None:  # the one that held so far holds no more
+            target |= {other: None for other in BUDGETS if f"prune.{other}" not in named}
         same = target[name] == (tuple(value) if isinstance(value, list) else value)
         target[name] = value
         if key == "model.source" and not same:

@@ -36,7 +36,9 @@ def in_our_words(iter_errors: Errors) -> Errors:
         said = dict(_sentences(instance))
         for error in found:
             path = tuple(map(str, error.absolute_path))
-            error.message = next((said.pop(place) for place in list(said) if place[:2] == path[:2]), error.message)
+            if (place := next((place for place in said if place[:2] == path[:2]), None)) is not None:
+                error.message = said.pop(place)
+                error.context = []  # of a value that may be null, Prefect would say what each alternative says of it
             yield error
         if _is_whole(instance):  # else params.yaml has a say in what fits together
             for place, sentence in said.items():

@@ -82,6 +82,7 @@ def check_model(config: RunConfig, model: dict[str, Any]) -> None:
     """The model's layout is known, a width is left, and every sequence fits. Raises ModelError or ConfigError."""
     check_layout(config.model.source, model)
     widths(config, model)
+    check_sample(config, model)
     timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens
     check_lengths(
         config.model.source,
@@ -93,6 +94,15 @@ def check_model(config: RunConfig, model: dict[str, Any]) -> None:
             "benchmark.prefill_tokens + benchmark.decode_tokens": timed,
         },
     )
+
+
+def check_sample(config: RunConfig, model: dict[str, Any]) -> None:
+    """Raise ConfigError where a sampled teacher cache would leave no token of the vocabulary to draw from."""
+    if config.teacher.cache == "sampled" and config.teacher.top_k >= model["vocab_size"]:
+        raise ConfigError(
+            f"teacher.top_k is {config.teacher.top_k}; {config.model.source} has {model['vocab_size']} tokens, and "
+            "some must be left to draw from. Lower it."
+        )
 
 
 def check_layout(source: str, model: dict[str, Any]) -> None:

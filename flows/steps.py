@@ -13,9 +13,11 @@ from typing import Any
 
 from flows import params, preflight
 from flows.display import StepProgress
+from flows.estimate import compressed
 from sparsekd.config import Model, RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.evaluation.packaged_tasks import check_tasks
+from sparsekd.pruning.budget import describe_reduction
 from sparsekd.runtime import prepare_process
 from sparsekd.sources import model_config, resolve_text
 
@@ -42,13 +44,16 @@ class Options:
         return config
 
 
-def prune(model: str, out: Path, width: float | None, texts: list[str] | None, options: Options) -> None:
-    """`sparsekd prune`."""
+def prune(model: str, out: Path, budget: dict[str, float | None], texts: list[str] | None, options: Options) -> None:
+    """`sparsekd prune`; `budget` are its options for how much is kept, by their keys in `prune`."""
     _check_out(out)
-    config = options.config(prune__width=width)
+    config = options.config(**{f"prune__{key}": value for key, value in budget.items()})
     _check_sources(config, [model], texts)
     made_of = config.model_copy(update={"model": Model(source=model)})
     preflight.check_model(made_of, model_config(model))
+    made = compressed(made_of, model_config(model))
+    removed = describe_reduction(made.reduction)
+    print(f"{made.old_width} to {made.new_width} neurons a layer: removes {removed}", file=sys.stderr)
     with _working("prune") as progress:
         from sparsekd import api
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparsekd.artifacts import hash_directory, writing
 from sparsekd.calibration.build import Built, build_calibration
 from sparsekd.calibration.corpora import read_corpora
 from sparsekd.calibration.packing import CalibrationSet
-from sparsekd.config import RunConfig
+from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.decoding import greedy, prompt_ids, stop_tokens
 from sparsekd.distillation.card import write_card
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
@@ -40,20 +40,25 @@ def prune(
 ) -> dict[str, Any]:
     """Write `model`, pruned to `width` (a fraction or the integer), to `out` and return parameters and reduction.
 
-    `model` and `texts` are sources as `sparsekd compress` takes them. Raises SparseKDError's subclasses.
+    Without `width`, what `config.prune` says holds: it may give a reduction or a number of parameters instead.
+    `model` and `texts` are sources as `sparsekd compress` takes them. Layers that are done lie in `<out>.work` until
+    `out` is whole: call it again after a kill. Raises SparseKDError's subclasses.
     """
     config = _config(config, texts)
     if width is not None:
-        config = config.model_copy(
-            update={"prune": type(config.prune)(**(config.prune.model_dump() | {"width": width}))}
-        )
+        values = config.prune.model_dump() | dict.fromkeys(BUDGETS) | {"width": width}
+        config = config.model_copy(update={"prune": type(config.prune)(**values)})
     use_threads(config.runtime)
     dense, source = local_checkpoint(str(model))
     data = _calibrate(dense, config, progress).data
+    work = Path(out).with_name(Path(out).name + ".work")
     with writing(Path(out), "prune", config.model_dump(mode="json"), {}) as draft:
         draft.facts["source"] = source
         device = resolve_device(config.runtime)
-        draft.facts |= prune_checkpoint(dense, draft.path, data.calibration, config.prune, device, progress)
+        draft.facts |= prune_checkpoint(
+            dense, draft.path, data.calibration, config.prune, device, work / "layers", hash_directory(dense), progress
+        )
+    shutil.rmtree(work)
     return draft.facts
 
 
@@ -78,10 +83,10 @@ def distill(
     built = _calibrate(dense, config, progress)
     trained_on = {name: built.data.validation[name] for name in built.facts["trained_on"]}
     data = CalibrationSet(built.data.calibration, trained_on, {})
-    cache = _teacher_cache(dense, data, work / "teacher", config, progress)
+    cache = _teacher_cache(dense, data, work / "teacher", config, progress, print)
     identity = f"{hash_directory(student)} {hash_directory(dense)} {config.calibrate} {config.texts}"
     with writing(Path(out), "distill", config.model_dump(mode="json"), {}) as draft:
-        curriculum = Curriculum(data.calibration, data.validation, cache)
+        curriculum = Curriculum(data.calibration, data.validation, cache, dense)
         draft.facts |= distill_checkpoint(
             student, draft.path, curriculum, config.distill, device, work / "checkpoints", identity, progress
         )
@@ -116,7 +121,7 @@ def evaluate(
         cache = None
         if reference:
             held_out = CalibrationSet(data.calibration.head(1), {}, data.test)
-            cache = _teacher_cache(reference, held_out, work / "teacher", config, progress)
+            cache = _teacher_cache(reference, held_out, work / "teacher", config, progress, lambda text: None)
         (work / "benchmarks").mkdir()
         fetch_benchmarks(config.evaluate.tasks, work / "benchmarks", progress)
         found = evaluate_model(
@@ -170,12 +175,17 @@ def _calibrate(dense: Path, config: RunConfig, progress: Progress, chat_model: P
 
 
 def _teacher_cache(
-    dense: Path, data: CalibrationSet, directory: Path, config: RunConfig, progress: Progress
+    dense: Path,
+    data: CalibrationSet,
+    directory: Path,
+    config: RunConfig,
+    progress: Progress,
+    say: Callable[[str], None],
 ) -> TeacherCache:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model = load_model(dense, torch.float32, resolve_device(config.runtime))
-    write_teacher_cache(model, data, directory, config.teacher.batch_size, progress)
+    write_teacher_cache(model, data, directory, config.teacher, progress, say)
     return TeacherCache.open(directory)
 
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from sparsekd.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+_ABANDONED_SECONDS = 7 * 24 * 3600.0
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "lm_eval")
 
 
@@ -136,6 +138,14 @@ def replace_directory(new: Path, old: Path) -> None:
         os.replace(old, aside)
     os.replace(new, old)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def forget_work(directory: Path) -> None:
+    """Delete the resumable work of a run whose output is whole, and beside it what nobody went on with for a week."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for other in directory.parent.iterdir():
+        if other.is_dir() and time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:

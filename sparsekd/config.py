@@ -15,7 +15,13 @@ from sparsekd.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 OpenMPWait = Literal["passive", "active"]
+CacheKind = Literal["hidden", "sampled", "online"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
+SelectionName = Literal["svd", "energy", "mean_abs", "magnitude", "random"]
+Compensation = Literal["none", "one_shot", "sequential"]
+BUDGETS = ("width", "ffn_reduction", "non_embedding_reduction", "total_reduction", "parameters")
+"""Keys of `prune` that say how much is kept. One is given; the others are null."""
 
 
 class Section(BaseModel):
@@ -88,33 +94,93 @@ class Calibrate(Section):
 
 
 class Teacher(Section):
-    """The teacher cache: the dense model's final hidden states (exact), see docs/method.md."""
+    """The teacher cache: what the student learns from, see docs/method.md."""
 
+    cache: CacheKind = Field(
+        "hidden",
+        description="Of calibration tokens: hidden (exact states), sampled (smaller, unbiased for forward KL), or "
+        "online (none: the dense model runs beside the student). Held-out tokens are always exact.",
+    )
+    top_k: int = Field(32, ge=1, description="Sampled: the likeliest tokens, each kept with its probability.")
+    draws: int = Field(64, ge=1, description="Sampled: draws from the other tokens' distribution.")
+    temperature: float = Field(1.0, gt=0, description="Sampled: its temperature, equal to distill.temperature.")
+    seed: int = Field(0, ge=0, description="Sampled: the draws.")
     batch_size: int = Field(4, ge=1, description="Sequences a forward pass of the dense model.")
 
 
 class Prune(Section):
-    """Structured SVD pruning of the feed-forward layers with sequential ridge compensation."""
+    """Pruning of the feed-forward layers: how much is kept (one of the first five), which neurons, what makes up."""
 
-    width: float = Field(
+    width: float | None = Field(
         0.75,
         gt=0,
-        description="New intermediate_size: a fraction in (0, 1] of the old one, or the integer itself.",
+        description="New intermediate_size: a fraction in (0, 1] of the old one, or the integer itself. Null where one "
+        "of the next four says how much goes.",
     )
-    multiple_of: int = Field(128, ge=1, description="A fractional width is rounded to a multiple of this.")
+    ffn_reduction: float | None = Field(
+        None, ge=0, lt=1, description="Instead of width: share of the feed-forward parameters to remove."
+    )
+    non_embedding_reduction: float | None = Field(
+        None, ge=0, lt=1, description="Instead of width: share to remove of all parameters but the embeddings'."
+    )
+    total_reduction: float | None = Field(
+        None, ge=0, lt=1, description="Instead of width: share of all parameters to remove."
+    )
+    parameters: int | None = Field(
+        None, ge=1, description="Instead of width: the most parameters that the whole model may have."
+    )
+    multiple_of: int = Field(
+        128,
+        ge=1,
+        description="What is no integer width is rounded to a multiple of this: 256 for llama.cpp's K-quants, 1 for "
+        "any width.",
+    )
+    selection: SelectionName = Field(
+        "svd", description="Which neurons stay: svd subset selection, or what it is compared with (method.md)."
+    )
+    compensation: Compensation = Field(
+        "sequential",
+        description="Down-projections of the rest: as they are, refitted on the dense model's activations, or refitted "
+        "layer by layer on the pruned model's.",
+    )
     statistics_tokens: int = Field(
         98_304, ge=1, description="Statistics come from the first so many calibration tokens; from all if fewer."
     )
     ridge: float = Field(0.01, ge=0, description="Ridge, as a share of the mean squared activation.")
-    beta: float = Field(0.5, ge=0, le=1, description="Share of the residual target in the compensation (method.md).")
+    beta: float = Field(
+        0.5, ge=0, le=1, description="Share of the residual target in the sequential compensation (method.md)."
+    )
     batch_size: int = Field(4, ge=1, description="Sequences a forward pass.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the selection random.")
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The key that says how much is kept, and its value."""
+        return next((key, value) for key in BUDGETS if (value := getattr(self, key)) is not None)
 
     @field_validator("width")
     @classmethod
-    def _fraction_or_integer(cls, width: float) -> float:
-        if width > 1 and width != int(width):
+    def _fraction_or_integer(cls, width: float | None) -> float | None:
+        if width is not None and width > 1 and width != int(width):
             raise ValueError("must be a fraction in (0, 1] or an integer number of neurons")
         return width
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_are_null(cls, values: Any) -> Any:
+        """Whoever gives one budget need not say that the others, width's default among them, do not hold."""
+        if not isinstance(values, dict) or all(values.get(key) is None for key in BUDGETS):
+            return values
+        return dict.fromkeys(BUDGETS) | values
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Prune:
+        given = [f"prune.{key} is {value}" for key in BUDGETS if (value := getattr(self, key)) is not None]
+        if not given:
+            raise ValueError(f"prune.width is null, and so is {', '.join(BUDGETS[1:])}; give one of them")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}; only one can say how much is kept, so set the others to null")
+        return self
 
 
 class Distributed(Section):
@@ -137,6 +203,11 @@ class Distill(Section):
     epochs: int = Field(1, ge=1, description="Passes over the calibration tokens.")
     tokens: int = Field(0, ge=0, description="Train on the first of the calibration tokens only; 0 takes all.")
     alpha: float = Field(0.5, ge=0, le=1, description="Share of the KL term: 1 is KL only, 0 is cross-entropy only.")
+    divergence: Divergence = Field(
+        "forward_kl",
+        description="What is called KL here: forward_kl KL(teacher || student), reverse_kl KL(student || teacher), or "
+        "jsd, Jensen-Shannon.",
+    )
     temperature: float = Field(1.0, gt=0, description="Softens teacher and student alike in the KL term.")
     learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up; then cosine to 0.")
@@ -280,6 +351,11 @@ class RunConfig(Section):
                 f"distill.tokens is {self.distill.tokens}; it must not exceed "
                 f"calibrate.tokens = {self.calibrate.tokens}"
             )
+        distill = self.distill
+        if self.teacher.cache == "sampled" and (
+            reason := sampled_refusal(distill.divergence, distill.temperature, self.teacher.temperature)
+        ):
+            raise ValueError(reason)
         if self.distill.distributed.backend == "nccl" and self.runtime.device == "cpu":
             raise ValueError(
                 "distill.distributed.backend is 'nccl', which needs CUDA devices; with runtime.device = cpu set it to "
@@ -291,6 +367,21 @@ class RunConfig(Section):
                 "gate's rows must be others, so name how many evaluate.rows the tests take"
             )
         return self
+
+
+def sampled_refusal(divergence: Divergence, temperature: float, cached: float) -> str | None:
+    """Why a sampled cache made at temperature `cached` cannot serve this loss without bias, or None where it can."""
+    if divergence != "forward_kl":
+        return (
+            f"distill.divergence is {divergence} and teacher.cache is sampled; a sample is unbiased only for losses "
+            "linear in the teacher's probabilities, which is forward_kl alone, so set teacher.cache to hidden or online"
+        )
+    if temperature != cached:
+        return (
+            f"distill.temperature is {temperature:g} and teacher.temperature is {cached:g}; a sample drawn at one "
+            "temperature is biased at another, so make them equal or set teacher.cache to hidden or online"
+        )
+    return None
 
 
 def parse_config(values: Any, source: str = "params.yaml") -> RunConfig:

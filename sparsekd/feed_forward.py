@@ -57,6 +57,12 @@ class FeedForward:
         return [self.block.get_submodule(name) for name in names if name is not None]
 
     @property
+    def incoming(self) -> tuple[Float[Tensor, "neurons hidden"], ...]:
+        """Weights of gate (where there is one) and up, a row a neuron."""
+        weights = [_weight(module) for module in self.projections[:-1]]
+        return tuple(weights[0].chunk(2)) if self.family.fused else tuple(weights)
+
+    @property
     def down_weight(self) -> Float[Tensor, "hidden neurons"]:
         """The down-projection's weight as a linear layer has it."""
         return _weight(self.down)

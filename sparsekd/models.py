@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,8 @@ from sparsekd.feed_forward import feed_forwards, projection_parameters
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
+_CHECKED_AT_ONCE = 2**22  # elements
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory. Raises ModelError when there is none or its layout is not supported."""
@@ -51,25 +53,28 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | tor
     unexpected, mismatched or non-finite tensor.
     """
     read_config(path)
-    if not list(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{path} has no .safetensors file; pickled weights are not read. Convert the checkpoint first."
-        )
     check_tensors(path)
+    options = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
+    model: Any = whole_model(path, lambda: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options))
+    return cast(PreTrainedModel, model.to(device))
+
+
+def whole_model(path: Path, load: Callable[[], Any]) -> PreTrainedModel:
+    """The model in eval mode that `load` makes of the checkpoint at `path`, with Transformers' account of its loading.
+
+    Raises ModelError when it fails, for a missing, unexpected or mismatched tensor, and for an unknown layout.
+    """
     try:
-        with _errors_only():  # its report of wrong keys takes a page; ours is a sentence
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
-            )
+        with errors_only():  # its report of wrong keys takes a page; ours is a sentence
+            model, info = load()
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} does not load: {' '.join(str(error).split())[:300]}") from None
-    model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             names = ", ".join(map(str, sorted(info[kind])[:3]))
             raise ModelError(f"{path} has {kind.replace('_', ' ')}: {names}. The checkpoint is incomplete or damaged.")
     feed_forwards(model)
-    return cast(PreTrainedModel, model.to(device).eval())
+    return cast(PreTrainedModel, model.eval())
 
 
 def empty_model(values: dict[str, Any]) -> PreTrainedModel:
@@ -78,7 +83,7 @@ def empty_model(values: dict[str, Any]) -> PreTrainedModel:
     Raises ModelError for values that it does not take.
     """
     try:
-        with _errors_only(), torch.device("meta"):
+        with errors_only(), torch.device("meta"):
             config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
             return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
@@ -86,7 +91,7 @@ def empty_model(values: dict[str, Any]) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
+def errors_only() -> Iterator[None]:
     """Transformers logs nothing below an error."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -97,18 +102,28 @@ def _errors_only() -> Iterator[None]:
 
 
 def check_tensors(path: Path) -> None:
-    """Raise ModelError when a tensor of the checkpoint cannot be read or holds NaN or infinity."""
-    for file in sorted(path.glob("*.safetensors")):
+    """Raise ModelError when the checkpoint has no tensors, one cannot be read, or one holds NaN or infinity."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{path} has no .safetensors file; pickled weights are not read. Convert the checkpoint first."
+        )
+    for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
                     tensor = tensors.get_tensor(name)
-                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    if tensor.is_floating_point() and not _is_finite(tensor):
                         raise ModelError(f"{file} holds NaN or infinity in {name}; the checkpoint is damaged.")
         except ModelError:
             raise
         except Exception as error:  # safetensors raises its own type from Rust
             raise ModelError(f"{file} cannot be read ({error}); download or copy the checkpoint again.") from None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Piece by piece: the tensor is mapped from its file, what isfinite makes of it is not."""
+    return all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.flatten(), _CHECKED_AT_ONCE))
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -22,7 +22,12 @@ def distill(stage: Stage) -> None:
     facts = distill_checkpoint(
         pruned.path,
         stage.out,
-        Curriculum(data.calibration, trained_on, TeacherCache.open(stage.artifact("data/teacher").path)),
+        Curriculum(
+            data.calibration,
+            trained_on,
+            TeacherCache.open(stage.artifact("data/teacher").path),
+            stage.artifact("data/raw/model").path,
+        ),
         stage.config.distill,
         resolve_device(stage.config.runtime),
         Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / "distill",

@@ -1,11 +1,15 @@
-"""Stage prune: SVD subset selection and sequential ridge compensation, layer by layer."""
+"""Stage prune: neurons are selected and the rest is refitted, layer by layer."""
 
-from tasks.process import Stage, run_stage
+import os
+from pathlib import Path
+
+from tasks.process import CHECKPOINTS_VARIABLE, Stage, run_stage
 
 
 def prune(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
     from sparsekd.calibration.packing import CalibrationSet
+    from sparsekd.pruning.budget import describe_reduction
     from sparsekd.pruning.checkpoint import prune_checkpoint
     from sparsekd.runtime import resolve_device, use_threads
 
@@ -17,9 +21,16 @@ def prune(stage: Stage) -> None:
         data.calibration,
         stage.config.prune,
         resolve_device(stage.config.runtime),
+        Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / "prune",
+        " ".join(artifact.manifest.sha256() for artifact in stage.inputs.values()),
         stage.progress,
+        stage.say,
     )
     stage.facts.update(facts)
+    width = facts["intermediate_size"]
+    stage.say(
+        f"{width['dense']} to {width['pruned']} neurons a layer: {describe_reduction(facts['reduction'])} removed"
+    )
 
 
 if __name__ == "__main__":

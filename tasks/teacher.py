@@ -1,4 +1,4 @@
-"""Stage teacher: one pass of the dense model; its final hidden states are the exact teacher cache."""
+"""Stage teacher: one pass of the dense model fills the teacher cache."""
 
 from tasks.process import Stage, run_stage
 
@@ -15,9 +15,7 @@ def teacher(stage: Stage) -> None:
     use_threads(stage.config.runtime)
     data = CalibrationSet.load(stage.artifact("data/calibration").path)
     model = load_model(stage.artifact("data/raw/model").path, torch.float32, resolve_device(stage.config.runtime))
-    size = 2 * model.config.hidden_size * sum(packed.tokens for packed in data.parts().values())
-    stage.say(f"teacher cache: {size / 1e6:.0f} MB for {sum(p.tokens for p in data.parts().values()):,} tokens")
-    write_teacher_cache(model, data, stage.out, stage.config.teacher.batch_size, stage.progress)
+    write_teacher_cache(model, data, stage.out, stage.config.teacher, stage.progress, stage.say)
 
 
 if __name__ == "__main__":

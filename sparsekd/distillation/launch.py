@@ -33,6 +33,7 @@ def launch(
     student: Path,
     data: CalibrationSet,
     teacher: Path,
+    dense: Path | None,
     config: Distill,
     device: torch.device,
     place: Path,
@@ -41,7 +42,8 @@ def launch(
 ) -> Trained:
     """Train in several processes of this one's group, each of which ends with it; they resume from `place`.
 
-    `teacher` is the directory of the teacher cache. Raises the error of the first process that failed; RuntimeError
+    `teacher` is the directory of the teacher cache and `dense` the dense model's, for a cache that is
+    `online`. Raises the error of the first process that failed; RuntimeError
     where that was none of ours.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,7 @@ def launch(
     job = {
         "student": str(student.absolute()),
         "teacher": str(teacher.absolute()),
+        "dense": str(dense.absolute()) if dense else None,
         "place": str(place.absolute()),
         "config": config.model_dump(mode="json"),
         "device": device.type,

@@ -112,9 +112,10 @@ def _take_part_and_exit(folder: Path, job: dict[str, Any], rank: int, channel: C
     )
     data = CalibrationSet.load(folder)
     strategy = STRATEGIES[config.distributed.strategy](processes, rank, device)
+    cache = TeacherCache.open(Path(job["teacher"]))
     trained = train(
         Path(job["student"]),
-        Curriculum(data.calibration, data.validation, TeacherCache.open(Path(job["teacher"]))),
+        Curriculum(data.calibration, data.validation, cache, Path(job["dense"]) if job["dense"] else None),
         config,
         device,
         Path(job["place"]),

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from sparsekd.artifacts import library_versions
 from sparsekd.calibration.packing import CalibrationSet, Packed
-from sparsekd.config import Distill
+from sparsekd.config import Distill, Divergence
 from sparsekd.distillation.curve import write_curve
-from sparsekd.distillation.head import HeadLoss
+from sparsekd.distillation.head import HeadLoss, SampledTerms, Terms
 from sparsekd.distillation.launch import launch
-from sparsekd.distillation.losses import distillation_terms
+from sparsekd.distillation.losses import distillation_terms, sampled_terms
 from sparsekd.distillation.processes import Machines, plan_processes
 from sparsekd.distillation.result import Trained
 from sparsekd.distillation.state import CheckpointStore
@@ -32,31 +33,45 @@ from sparsekd.distillation.student import (
     freeze_all_but_ffn_and_norms,
     should_compile,
 )
+from sparsekd.distillation.targets import Online, cached
 from sparsekd.distillation.teacher import TeacherCache
+from sparsekd.distillation.teacher.cache import CALIBRATION
 from sparsekd.distillation.trainer import Lesson, Trainer
-from sparsekd.errors import ResourceError
+from sparsekd.errors import ArtifactError, ResourceError
 from sparsekd.models import count_parameters, lm_head, load_model, save_checkpoint
 from sparsekd.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What a student learns from: packed sequences and, by part name, the teacher's hidden states."""
+    """What a student learns from: packed sequences, and the teacher by part name.
+
+    `dense` is the dense model's checkpoint, read only where the cache is `online`.
+    """
 
     calibration: Packed
     validation: Mapping[str, Packed]
     cache: TeacherCache
+    dense: Path | None = None
 
-    def lesson(self, config: Distill) -> Lesson:
+    def lesson(self, config: Distill, device: torch.device) -> Lesson:
+        """The calibration sequences to train on. Raises ArtifactError where their teacher is missing or damaged."""
         packed = self.calibration.head(config.tokens)
-        return Lesson(packed, self.cache.hidden("calibration")[: len(packed.input_ids)])
+        if self.cache.index.kind != "online":
+            return Lesson(packed, cached(self.cache, CALIBRATION))
+        if self.dense is None:
+            raise ArtifactError(
+                f"{self.cache.directory} was made for teacher.cache=online and holds no calibration tokens; give the "
+                "dense model's checkpoint, or make a cache with teacher.cache=hidden."
+            )
+        return Lesson(packed, Online(load_model(self.dense, torch.float32, device)))
 
     def validation_lessons(self, config: Distill) -> dict[str, Lesson]:
-        lessons = {}
-        for corpus, packed in self.validation.items():
-            part = packed.head(config.validation_tokens)
-            lessons[corpus] = Lesson(part, self.cache.hidden(f"validation-{corpus}")[: len(part.input_ids)])
-        return lessons
+        """What the student is validated on, always against exact hidden states."""
+        return {
+            corpus: Lesson(packed.head(config.validation_tokens), cached(self.cache, f"validation-{corpus}"))
+            for corpus, packed in self.validation.items()
+        }
 
 
 def distill_checkpoint(
@@ -83,7 +98,8 @@ def distill_checkpoint(
         trained = train(student, curriculum, config, device, place, Alone(), progress, say)
     else:
         data = CalibrationSet(curriculum.calibration, dict(curriculum.validation), {})
-        trained = launch(processes, student, data, curriculum.cache.directory, config, device, place, progress, say)
+        teacher = curriculum.cache.directory, curriculum.dense
+        trained = launch(processes, student, data, *teacher, config, device, place, progress, say)
     _save(trained.weights, student, out)
     write_curve(trained.curve, out / "curve.csv")
     CheckpointStore(place, {}).delete()
@@ -104,6 +120,8 @@ def train(
 
     Of several processes on a machine only the first one gets the weights.
     """
+    curriculum.cache.check(config)
+    lesson, validation = curriculum.lesson(config, device), curriculum.validation_lessons(config)
     compiled, warning = should_compile(config, device)
     if warning:
         say(f"warning: {warning}")
@@ -136,10 +154,10 @@ def train(
             curriculum.cache.head.to(device, head.weight.dtype),
             config.alpha,
             config.temperature,
-            head_terms(compiled),
+            *head_terms(compiled, config.divergence),
         ),
-        curriculum.lesson(config),
-        curriculum.validation_lessons(config),
+        lesson,
+        validation,
         config,
         store,
         progress,
@@ -172,9 +190,12 @@ def _key(config: Distill, identity: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def head_terms(compiled: bool) -> Any:
-    """The loss at the head, compiled or not."""
-    return torch.compile(distillation_terms, dynamic=False) if compiled else distillation_terms
+def head_terms(compiled: bool, divergence: Divergence = "forward_kl") -> tuple[Terms, SampledTerms]:
+    """The loss at the head against hidden states and against samples, compiled or not."""
+    whole, sampled = distillation_terms, sampled_terms
+    if compiled:
+        whole, sampled = torch.compile(whole, dynamic=False), torch.compile(sampled, dynamic=False)
+    return partial(whole, divergence=divergence), sampled
 
 
 def _require_disk(directory: Path, trained: int) -> None:

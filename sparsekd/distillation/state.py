@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sparsekd.artifacts import forget_work
 from sparsekd.distillation.strategy import Alone, like, local
 
 _STATE = "state.json"
-_ABANDONED_SECONDS = 7 * 24 * 3600.0
 
 
 @dataclass
@@ -139,7 +138,4 @@ class CheckpointStore:
 
     def delete(self) -> None:
         """Forget the run, whose output is whole, and those beside it that nobody has gone on with for a week."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-        for other in self.directory.parent.iterdir():
-            if other.is_dir() and time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
+        forget_work(self.directory)

@@ -1,4 +1,4 @@
-"""The training loop: one pass over packed sequences with the teacher's hidden states beside them.
+"""The training loop: passes over packed sequences with the teacher beside them.
 
 Every choice that the bits depend on is made before the first step; a run that is killed and started again ends with the
 same bits as an undisturbed one on the same machine.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,6 +23,7 @@ from sparsekd.distillation.curve import append_rows, write_curve
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.state import CheckpointStore, Position
 from sparsekd.distillation.strategy import Alone
+from sparsekd.distillation.targets import Target, TargetSource
 from sparsekd.errors import TrainingError
 from sparsekd.progress import Progress, silent
 
@@ -32,16 +33,16 @@ _SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class Lesson:
-    """Sequences and the teacher's hidden states for them."""
+    """Sequences and the teacher for them."""
 
     packed: Packed
-    teacher: Float[Tensor, "sequences length hidden"]
+    teacher: TargetSource
 
-    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Target]:
         """input_ids, mask of the positions that predict a scored token, those tokens, the teacher there."""
         index = torch.as_tensor(rows)
         ids, scored = self.packed.input_ids[index].to(device), self.packed.scored[index].to(device)
-        return ids, scored, ids[:, 1:][scored], self.teacher[index][:, :-1].to(device)[scored]
+        return ids, scored, ids[:, 1:][scored], self.teacher(rows, ids, scored)
 
 
 def learning_rate(step: int, steps: int, config: Distill) -> float:
@@ -89,6 +90,7 @@ class Trainer:
             write_curve(position.curve, self.store.curve)
         total = self.lesson.packed.tokens * self.config.epochs
         smoothed = best = float("inf")
+        started, before = time.perf_counter(), position.curve[-1]["tokens"] if position.curve else 0
         while position.step < len(plan):
             row = self._step(optimizer, plan[position.step], position, len(plan))
             self._check(row, position, smoothed, best)
@@ -99,7 +101,9 @@ class Trainer:
             self._milestones(optimizer, position, len(plan))
             if self.strategy.rank == 0:
                 append_rows(position.curve[-1:], self.store.curve)
-            self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"])
+            # Wall time stays out of the curve, whose bytes repeat
+            speed = (row["tokens"] - before) / (time.perf_counter() - started)
+            self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"], tokens_per_second=speed)
         if position.best_step not in (0, position.step):
             self.store.load_best(self.parameters)
             self.say(f"the weights after step {position.best_step} were best on validation text and are kept")

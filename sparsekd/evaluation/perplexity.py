@@ -84,16 +84,17 @@ def document_sums(
     """
     if not bool(packed.scored.any()):
         raise ArtifactError(f"{part or 'The corpus'} has no token to score; run stage calibrate with longer texts.")
-    hidden_states = teacher.hidden(part) if teacher else None
     head = lm_head(model)
     found = []
     for start in range(0, len(packed.input_ids), batch_size):
-        rows = slice(start, start + batch_size)
+        rows = slice(start, min(start + batch_size, len(packed.input_ids)))
         ids, mask = packed.input_ids[rows].to(model.device), packed.scored[rows].to(model.device)
         hidden = final_hidden(model, ids)[:, :-1][mask]
-        dense = None if hidden_states is None else hidden_states[rows].to(model.device)[:, :-1][mask]
+        dense = None
+        if teacher is not None:
+            dense = teacher.hidden(part, range(rows.start, rows.stop)).to(model.device)[:, :-1][mask]
         found.append(score_tokens(hidden, head, ids[:, 1:][mask], dense, teacher))
-        progress(before + min(rows.stop, len(packed.input_ids)) * ids.shape[1], total or packed.tokens, "tokens")
+        progress(before + rows.stop * ids.shape[1], total or packed.tokens, "tokens")
     scores = [torch.cat(column).double().cpu() for column in zip(*found, strict=True)]
     return _by_document(TokenScores(*scores), scored_units(packed), teacher is not None)
 

@@ -1,38 +1,93 @@
-"""Prune a checkpoint on disk: load, walk, save."""
+"""Prune a checkpoint on disk: read a layer, prune it, write it, then the next; at the end they become a checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sparsekd.artifacts import library_versions
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Prune
-from sparsekd.feed_forward import feed_forwards
-from sparsekd.models import count_parameters, load_model, reduction, save_checkpoint
+from sparsekd.errors import ResourceError
+from sparsekd.feed_forward import set_width
+from sparsekd.models import count_parameters, declared_dtype, read_config, reduction, save_checkpoint
 from sparsekd.progress import Progress, silent
-from sparsekd.pruning.budget import resolve_width
-from sparsekd.pruning.walk import prune_model, write_layers
+from sparsekd.pruning.budget import resolve_budget
+from sparsekd.pruning.state import WalkStore
+from sparsekd.pruning.streamed import StreamedLayers
+from sparsekd.pruning.walk import prune_layers, write_layers
+from sparsekd.runtime import return_large_blocks
 
 
 def prune_checkpoint(
-    dense: Path, out: Path, calibration: Packed, config: Prune, device: torch.device, progress: Progress = silent
+    dense: Path,
+    out: Path,
+    calibration: Packed,
+    config: Prune,
+    device: torch.device,
+    work: Path,
+    identity: str = "",
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write the pruned stock checkpoint and layers.csv into the directory `out`; return what the manifest records.
 
-    Statistics come from the first `config.statistics_tokens` calibration tokens.
+    Statistics come from the first `config.statistics_tokens` calibration tokens. One layer at a time is in memory. Goes
+    on where a killed process was: in the folder of `work` that belongs to this configuration, these tokens and
+    `identity`, which stands for the model (a hash of it).
     """
-    model = load_model(dense, torch.float32, device)
-    before = count_parameters(model)
-    old_width = feed_forwards(model)[0].width
-    width = resolve_width(config.width, old_width, config.multiple_of)
-    reports = prune_model(model, calibration.head(config.statistics_tokens).input_ids, width, config, progress)
-    after = count_parameters(model)
-    save_checkpoint(model, dense, out)
+    width = resolve_budget(config, read_config(dense))
+    return_large_blocks()
+    input_ids = calibration.head(config.statistics_tokens).input_ids
+    text = json.dumps(
+        [config.model_dump(mode="json"), identity, hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()]
+    )
+    store = WalkStore(work / hashlib.sha256(text.encode()).hexdigest()[:16], _conditions(device))
+    layers = StreamedLayers(dense, store.directory, device)
+    before, old_width = count_parameters(layers.model), layers.blocks[0].width
+    streams = 2 * 4 * input_ids.numel() * layers.model.config.hidden_size
+    _require_disk(store.directory, before["total"] * declared_dtype(dense).itemsize + 2 * streams)
+    start, reason = store.load()
+    if reason:
+        say(f"warning: {reason}")
+    if start is not None:
+        say(f"resuming after layer {len(start.reports)} of {len(layers.blocks)}")
+    store.directory.mkdir(exist_ok=True)
+    reports = prune_layers(layers, input_ids, width, config, progress, start, store.reached)
+    set_width(layers.model, width)
+    after = count_parameters(layers.model)
+    save_checkpoint(layers.model, dense, out)
     write_layers(reports, out / "layers.csv")
+    store.delete()
     return {
         "intermediate_size": {"dense": old_width, "pruned": width},
         "parameters": after,
         "reduction": reduction(before, after, width / old_width),
     }
+
+
+def _conditions(device: torch.device) -> dict[str, Any]:
+    """All that the bits depend on beside configuration and inputs."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "libraries": library_versions(),
+    }
+
+
+def _require_disk(directory: Path, needed: int) -> None:
+    """The pruned layers stand there until the checkpoint is made of them, and two positions for a moment."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise ResourceError(
+            f"{directory} has {free / 1e9:.1f} GB free; pruning layer by layer needs {needed / 1e9:.1f} GB there. "
+            "Free some space and run again."
+        )

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _MOST_DAMPING = 12
+_TRUSTED = 1e-9  # of the mean squared activation: a pivot below it is the rounding of float32 sums
 
 
 def ridge(
@@ -17,19 +18,22 @@ def ridge(
 ) -> Float[Tensor, "hidden kept"]:
     """(T + λ W_S)(C_SS + λ I)⁻¹ in float64, where `cross` is T = E[target ã_Sᵀ] and `damping` is λ.
 
-    Pulls toward the old weights `weight`. On a failed Cholesky λ grows tenfold until it succeeds; a layer whose
-    statistics are not finite keeps its weights.
+    Pulls toward the old weights `weight`, and so on these statistics never gives a larger error than they do. On a
+    failed Cholesky, or one that divides by rounding errors, λ grows tenfold until it succeeds; a layer whose statistics
+    are not finite keeps its weights.
     """
     c, t, w = covariance.double(), cross.double(), weight.double()
     scale = float(c.diagonal().mean().clamp_min(0))
     if not (torch.isfinite(c).all() and torch.isfinite(t).all()) or scale == 0:
         return w
-    identity = torch.eye(len(c), dtype=torch.float64, device=c.device)
     level = damping if damping > 0 else 1e-12 * scale
     for attempt in range(_MOST_DAMPING):
         added = damping if attempt == 0 else level * 10.0**attempt
-        factor, failed = torch.linalg.cholesky_ex(c + added * identity)
-        if not failed:
+        damped = c.clone()
+        damped.diagonal().add_(added)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped
+        if not failed and factor.diagonal().min().square() >= _TRUSTED * scale:
             solved: Tensor = torch.cholesky_solve((t + added * w).T, factor).T
             if torch.isfinite(solved).all():
                 return solved

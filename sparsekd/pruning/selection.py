@@ -1,7 +1,12 @@
-"""Which neurons to keep: SVD subset selection (Golub & Van Loan), as a pivoted Cholesky factorisation."""
+"""Which neurons to keep. A selection is a function of a layer's statistics; `SELECTIONS` names those of params.yaml.
+
+Any other function with the same arguments can be given to `prune_model`. Those here rank all neurons whatever the
+count, so that a smaller choice is the beginning of a larger one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,17 +14,73 @@ from jaxtyping import Float, Int
 from scipy.linalg import lapack
 from torch import Tensor
 
+from sparsekd.config import SelectionName
+from sparsekd.pruning.statistics import LayerStatistics
+
+_COLUMNS = 256
+
 
 @dataclass(frozen=True)
 class Selection:
-    """Neurons by importance: any first k of `order` are the best k in the greedy sense; and the energy each adds."""
+    """Neurons, the most important first: all of them, or as many as were asked for."""
 
     order: Int[Tensor, " neurons"]
-    explained: Float[Tensor, " neurons"]  # cumulative share of the trace that the first k explain
+    explained: Float[Tensor, " neurons"] | None = None
+    """Cumulative share of trace(D C D) that the first k explain, where the selection knows it anyway."""
 
     def keep(self, count: int) -> Int[Tensor, " kept"]:
-        """The `count` best neurons in ascending order of index, which keeps a checkpoint's neighbours together."""
-        return self.order[:count].sort().values
+        """The `count` best neurons in ascending order of index, which keeps a checkpoint's neighbours together.
+
+        Raises ValueError when the order has fewer neurons, or one of them twice.
+        """
+        kept = self.order[:count].sort().values
+        different = len(set(kept.tolist()))
+        if different < count:
+            raise ValueError(f"A selection gave {different} different neurons of {count}; it must give all.")
+        return kept
+
+
+Select = Callable[[LayerStatistics, int], Selection]
+"""Statistics of a layer and how many neurons will stay, to the choice."""
+
+
+def by_score(score: Float[Tensor, " neurons"]) -> Selection:
+    """The highest score first, equal ones by index; one that is no number counts as 0."""
+    return Selection(score.nan_to_num(nan=0.0).argsort(descending=True, stable=True))
+
+
+def svd(layer: LayerStatistics, count: int) -> Selection:
+    """SVD subset selection (Golub & Van Loan) of C^(1/2) D."""
+    return select_svd(layer.covariance, layer.down.norm(dim=0))
+
+
+def energy(layer: LayerStatistics, count: int) -> Selection:
+    """‖W_:j‖₂ · √C_jj, the root mean square of what neuron j gives to the output (like Wanda-sp)."""
+    return by_score(layer.down.norm(dim=0) * layer.covariance.diagonal().clamp_min(0).sqrt())
+
+
+def mean_abs(layer: LayerStatistics, count: int) -> Selection:
+    """E|a_j|, the criterion of Minitron (arXiv 2407.14679) with the mean over all tokens."""
+    return by_score(layer.mean_abs)
+
+
+def magnitude(layer: LayerStatistics, count: int) -> Selection:
+    """The L2 norm of all the neuron's weights as one group: its rows of gate and up, and its column of down.
+
+    Biases do not count, and neither does any text.
+    """
+    squares = [weight.double().square().sum(1) for weight in layer.incoming]
+    return by_score(torch.stack([*squares, layer.down.square().sum(0)]).sum(0).sqrt())
+
+
+def random(layer: LayerStatistics, count: int) -> Selection:
+    """A random order, another in each layer, the same for the same `prune.seed`."""
+    return Selection(torch.randperm(layer.down.shape[1], generator=layer.generator))
+
+
+SELECTIONS: Mapping[SelectionName, Select] = {
+    "svd": svd, "energy": energy, "mean_abs": mean_abs, "magnitude": magnitude, "random": random,
+}  # fmt: skip
 
 
 def select_svd(covariance: Float[Tensor, "neurons neurons"], down_norms: Float[Tensor, " neurons"]) -> Selection:
@@ -28,17 +89,52 @@ def select_svd(covariance: Float[Tensor, "neurons neurons"], down_norms: Float[T
     One pass and no inverse, safe on a singular C: neurons beyond the numerical rank follow by their remaining energy.
     """
     norms = down_norms.double()
-    matrix = covariance.double() * norms[:, None] * norms[None, :]
-    energy = matrix.diagonal().clamp_min(0)
-    total = float(energy.sum())
+    # LAPACK wants columns: the transpose of D C D in rows, so that it works in this memory and makes no copy
+    matrix = covariance.double() * norms[None, :]
+    matrix *= norms[:, None]
+    energies = matrix.diagonal().clamp_min(0)
+    total = float(energies.sum())
+    if not matrix.isfinite().all():
+        return by_score(energies)
     if total <= 0:  # every neuron is dead: any choice is as good
         count = len(norms)
         return Selection(torch.arange(count), torch.ones(count, dtype=torch.float64))
-    factor, pivots, rank, _ = lapack.dpstrf(matrix.cpu().numpy(), lower=1)
-    order = torch.from_numpy(pivots.astype("int64")) - 1
-    columns = torch.from_numpy(factor).tril()[:, :rank].square().sum(0)
+    factor, order, rank = _pivoted_cholesky(matrix.cpu())
+    columns = _squared_columns(factor)
     explained = torch.ones(len(order), dtype=torch.float64)
     explained[:rank] = (columns.cumsum(0) / total).clamp_max(1)
     rest = order[rank:]
-    order = torch.cat([order[:rank], rest[energy.cpu()[rest].argsort(descending=True, stable=True)]])
+    order = torch.cat([order[:rank], rest[energies.cpu()[rest].argsort(descending=True, stable=True)]])
     return Selection(order, explained)
+
+
+def _squared_columns(factor: Float[Tensor, "neurons rank"]) -> Float[Tensor, " rank"]:
+    """Squared norms of the columns of its lower triangle, some at a time: all squares would be a second factor."""
+    parts = enumerate(torch.split(factor, _COLUMNS, dim=1))
+    return torch.cat([part.tril(-number * _COLUMNS).square().sum(0) for number, part in parts])
+
+
+def explained_by(
+    covariance: Float[Tensor, "neurons neurons"], down_norms: Float[Tensor, " neurons"], kept: Int[Tensor, " kept"]
+) -> float:
+    """Share of trace(D C D) that the neurons `kept` explain: the energy of all columns of C^(1/2) D in their span."""
+    norms = down_norms.double()
+    matrix = (covariance.double() * norms[:, None] * norms[None, :]).cpu()
+    total = float(matrix.diagonal().clamp_min(0).sum())
+    if total <= 0 or not matrix.isfinite().all():
+        return 1.0
+    kept = kept.cpu()
+    factor, pivots, rank = _pivoted_cholesky(matrix[kept][:, kept])
+    factor = factor.tril()
+    rest = torch.ones(len(matrix), dtype=torch.bool).index_fill(0, kept, False)
+    others = torch.linalg.solve_triangular(factor[:rank], matrix[kept[pivots[:rank]]][:, rest], upper=False)
+    return min(float(factor.square().sum() + others.square().sum()) / total, 1.0)
+
+
+def _pivoted_cholesky(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n rank"], Int[Tensor, " n"], int]:
+    """L with P M Pᵀ = L Lᵀ up to M's numerical rank, the pivots in order, and that rank.
+
+    L is the lower triangle of what is given back, which lies in the memory of `matrix`; above it there are leftovers.
+    """
+    factor, pivots, rank, _ = lapack.dpstrf(matrix.numpy().T, lower=1, overwrite_a=1)
+    return torch.from_numpy(factor)[:, :rank], torch.from_numpy(pivots.astype("int64")) - 1, rank

@@ -1,8 +1,10 @@
-"""Second moments of a feed-forward layer's activations, accumulated in float32 and averaged in float64."""
+"""What a feed-forward layer's activations are on average, accumulated in float32 and averaged in float64."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,31 +14,49 @@ _COLUMN_BLOCKS = 4
 
 
 class Moments:
-    """Running sums over tokens of ã ãᵀ, t ãᵀ and ‖t‖², for activations ã (neurons) and targets t (hidden)."""
+    """Running sums over tokens of ã ãᵀ, ã, |ã|, t ãᵀ and ‖t‖², for activations ã (neurons) and targets t (hidden)."""
 
     def __init__(self, neurons: int, hidden: int, device: torch.device) -> None:
         self._covariance = torch.zeros(neurons, neurons, device=device)
         self._cross = torch.zeros(hidden, neurons, device=device)
+        self._sum = torch.zeros(neurons, dtype=torch.float64, device=device)
+        self._sum_abs = torch.zeros(neurons, dtype=torch.float64, device=device)
         self._target = torch.zeros((), dtype=torch.float64, device=device)
         self.tokens = 0
 
     def add(self, activations: Float[Tensor, "tokens neurons"], target: Float[Tensor, "tokens hidden"]) -> None:
         """Add a batch of tokens."""
         a, t = activations.float(), target.float()
-        neurons = a.shape[1]
-        bounds = [neurons * block // _COLUMN_BLOCKS for block in range(_COLUMN_BLOCKS + 1)]
-        for start, end in itertools.pairwise(bounds):
+        for start, end in self._blocks():
             # Only blocks on and above the diagonal: the matrix is symmetric, which saves 3/8 of the work
             self._covariance[start:end, start:].addmm_(a[:, start:end].T, a[:, start:])
         self._cross.addmm_(t.T, a)
+        self._sum += a.sum(0, dtype=torch.float64)
+        self._sum_abs += a.abs().sum(0, dtype=torch.float64)
         self._target += t.square().sum(dtype=torch.float64)
         self.tokens += len(a)
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        neurons = len(self._covariance)
+        return itertools.pairwise(neurons * block // _COLUMN_BLOCKS for block in range(_COLUMN_BLOCKS + 1))
 
     @property
     def covariance(self) -> Float[Tensor, "neurons neurons"]:
         """C = E[ã ãᵀ], float64."""
-        upper = self._covariance.double().triu() / self.tokens
-        return upper + upper.triu(1).T
+        full = self._covariance.double().triu_().div_(self.tokens)
+        for start, end in self._blocks():
+            full[start:, start:end] += full[start:end, start:].triu(1).T
+        return full
+
+    @property
+    def mean(self) -> Float[Tensor, " neurons"]:
+        """E[ã], float64."""
+        return self._sum / self.tokens
+
+    @property
+    def mean_abs(self) -> Float[Tensor, " neurons"]:
+        """E[|ã|], float64."""
+        return self._sum_abs / self.tokens
 
     @property
     def cross(self) -> Float[Tensor, "hidden neurons"]:
@@ -47,3 +67,19 @@ class Moments:
     def target_energy(self) -> float:
         """E[‖t‖²]."""
         return float(self._target) / self.tokens
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """All that a selection may go by. Averages are float64 over the tokens that the layer's statistics come from.
+
+    Where a family weighs its tokens (sparsekd/pruning/target.py), a stands for the weighted activation everywhere.
+    """
+
+    covariance: Float[Tensor, "neurons neurons"]  # C = E[a aᵀ]; not centred
+    mean: Float[Tensor, " neurons"]  # E[a], so that Var(a) = diag C − E[a]²
+    mean_abs: Float[Tensor, " neurons"]  # E|a|
+    target: Float[Tensor, "hidden neurons"]  # T = E[t aᵀ], t what the compensation aims at; W C for the own output
+    down: Float[Tensor, "hidden neurons"]  # W, float64
+    incoming: tuple[Float[Tensor, "neurons hidden"], ...]  # gate (where there is one) and up, in the model's dtype
+    generator: torch.Generator  # on the CPU, seeded for this layer

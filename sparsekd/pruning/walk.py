@@ -1,13 +1,14 @@
 """The layer-by-layer walk: two residual streams, the dense one and that of the model pruned so far.
 
-Each layer's statistics are collected on the already pruned prefix; its compensation aims at the dense layer's output
-plus what the prefix has lost (r − r̃). So errors are corrected on the way instead of adding up.
+With the sequential compensation each layer's statistics are collected on the already pruned prefix, and it aims at the
+dense layer's output plus what the prefix has lost (r − r̃). So errors are corrected on the way instead of adding up.
+Otherwise statistics come from the dense stream, and the second one is not needed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +20,14 @@ from transformers import PreTrainedModel
 
 from sparsekd.config import Prune
 from sparsekd.errors import ModelError
-from sparsekd.feed_forward import FeedForward, feed_forwards, set_width
+from sparsekd.feed_forward import FeedForward, set_width
 from sparsekd.progress import Progress, silent
+from sparsekd.pruning.entry import Arguments, Captured, first_input, layer_arguments
 from sparsekd.pruning.layer import PrunedLayer, prune_layer
+from sparsekd.pruning.selection import Select
 from sparsekd.pruning.statistics import Moments
 from sparsekd.pruning.target import block_target
+from sparsekd.pruning.weights import InMemory, Layers
 
 
 @dataclass(frozen=True)
@@ -38,43 +42,75 @@ class LayerReport:
     error_after: float
 
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with after its input: by position, and by name."""
-
 _ROUNDING = 0.05  # of the block's output: what bfloat16 leaves, with room
 
 
-class _Captured(Exception):
-    """Ends a forward pass as soon as what it was for is known."""
+@dataclass
+class Position:
+    """Where a walk stands: both residual streams after the layers that have a report; float32, on the CPU."""
+
+    dense: Float[Tensor, "sequences length hidden"]
+    pruned: Float[Tensor, "sequences length hidden"]
+    reports: list[LayerReport]
 
 
-@torch.no_grad()
 def prune_model(
     model: PreTrainedModel,
     input_ids: Int[Tensor, "sequences length"],
     width: int,
     config: Prune,
     progress: Progress = silent,
+    select: Select | None = None,
 ) -> list[LayerReport]:
     """Prune every feed-forward block of `model` to `width` neurons, in place, by statistics over `input_ids`.
 
-    At full width nothing is changed. Returns a report for each layer. Weights stay in the model's dtype; matmuls run
-    in bfloat16 by autocast, residual streams and statistics in float32 or better.
+    `select` chooses the neurons in place of `config.selection`. At full width nothing is changed. Returns a report for
+    each layer. Weights stay in the model's dtype; matmuls run in bfloat16 by autocast, residual streams and statistics
+    in float32 or better.
     """
-    blocks = feed_forwards(model)
-    arguments = _layer_arguments(model, [block.layer for block in blocks], input_ids[:1])
-    dense = _first_input(model, blocks[0].layer, input_ids, config.batch_size)
-    pruned = dense.clone()
-    reports = []
-    for number, block in enumerate(blocks):
-        before = block.width
-        result = _prune_block(block, arguments[number], dense, pruned, width, config)
-        reports.append(
-            LayerReport(number, before, width, result.spectrum_kept, result.error_before, result.error_after)
-        )
-        progress(number + 1, len(blocks), "layers", error=result.error_after)
+    reports = prune_layers(InMemory(model), input_ids, width, config, progress, select=select)
     set_width(model, width)
     return reports
+
+
+@torch.no_grad()
+def prune_layers(
+    layers: Layers,
+    input_ids: Int[Tensor, "sequences length"],
+    width: int,
+    config: Prune,
+    progress: Progress = silent,
+    start: Position | None = None,
+    reached: Callable[[Position], None] = lambda position: None,
+    select: Select | None = None,
+) -> list[LayerReport]:
+    """The walk itself: as `prune_model`, but it needs one layer's weights at a time and does not touch the config.
+
+    Goes on from `start`; `reached` is told the position after each layer, whose streams the next layer overwrites.
+    """
+    blocks = layers.blocks
+    modules = [block.layer for block in blocks]
+    layers.load(0)
+    arguments = layer_arguments(layers.model, modules, input_ids[:1])
+    if start is None:
+        dense = first_input(layers.model, modules[0], input_ids, config.batch_size)
+        start = Position(dense, dense.clone(), [])
+    layers.put_aside_rest()
+    for number in range(len(start.reports)):
+        layers.restore(number, width)
+    for number in range(len(start.reports), len(blocks)):
+        layers.load(number)
+        before = blocks[number].width
+        streams = start.dense, start.pruned
+        result = _prune_block(blocks[number], arguments[number], *streams, width, config, number, select)
+        start.reports.append(
+            LayerReport(number, before, width, result.spectrum_kept, result.error_before, result.error_after)
+        )
+        layers.put_aside(number)
+        reached(start)
+        progress(number + 1, len(blocks), "layers", error=result.error_after)
+        del result  # its float64 weights are in the layer
+    return start.reports
 
 
 def write_layers(reports: list[LayerReport], file: Path) -> None:
@@ -93,17 +129,25 @@ def _prune_block(
     pruned: Float[Tensor, "sequences length hidden"],
     width: int,
     config: Prune,
+    number: int,
+    select: Select | None,
 ) -> PrunedLayer:
-    """Prune one block and move both streams, in place, past its layer."""
+    """Prune one block and move both streams, in place, past its layer; without sequential compensation the dense one.
+
+    `number` is the layer's.
+    """
+    sequential = config.compensation == "sequential"
     device = block.down_weight.device
     moments = Moments(block.width, dense.shape[-1], device)
     activations = torch.empty(*dense.shape[:2], block.width, dtype=torch.bfloat16)
     for start in range(0, len(dense), config.batch_size):
         rows = slice(start, start + config.batch_size)
-        residual, output, after = _dense_pass(block, arguments, dense[rows].to(device))
+        residual, activation, output, after = _dense_pass(block, arguments, dense[rows].to(device))
         if start == 0:
             _check_sum(block, residual, output, after)
-        pruned_residual, activation = _pruned_pass(block, arguments, pruned[rows].to(device))
+        pruned_residual = residual
+        if sequential:
+            pruned_residual, activation = _pruned_pass(block, arguments, pruned[rows].to(device))
         target, weight = block_target(block, output, residual - pruned_residual)
         if block.down_bias is not None:
             target = target - block.down_bias  # it stays: the weights are for the rest
@@ -111,9 +155,13 @@ def _prune_block(
             moments.add(activation.flatten(0, 1), target.flatten(0, 1))
         else:
             moments.add((activation * weight).flatten(0, 1), (target * weight).flatten(0, 1))
-        dense[rows], pruned[rows], activations[rows] = after.cpu(), pruned_residual.cpu(), activation.cpu()
-    result = prune_layer(moments, block.down_weight, width, config)
+        dense[rows] = after.cpu()
+        if sequential:
+            pruned[rows], activations[rows] = pruned_residual.cpu(), activation.cpu()
+    result = prune_layer(moments, block.down_weight, width, config, block.incoming, number, select)
     block.keep(result.neurons, result.down_weight)
+    if not sequential:
+        return result
     kept = result.neurons.cpu()
     for start in range(0, len(dense), config.batch_size):
         rows = slice(start, start + config.batch_size)
@@ -123,12 +171,16 @@ def _prune_block(
     return result
 
 
-def _dense_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual stream that the block adds to, its output, and the stream after the layer."""
+def _dense_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Residual stream that the block adds to, input and output of its down-projection, the stream after the layer."""
     seen, hooks = _watch(block)
-    hooks.append(block.down.register_forward_hook(lambda _, inputs, output: seen.update(output=output)))
+    hooks.append(
+        block.down.register_forward_hook(
+            lambda _, inputs, output: seen.update(activation=inputs[0], output=output.view(hidden.shape))
+        )
+    )
     after = _run(block.layer, hidden, arguments, hooks)
-    return _residual(seen, hidden), seen["output"].view(hidden.shape), after.float()
+    return _residual(seen, hidden), seen["activation"].view(*hidden.shape[:2], -1), seen["output"], after.float()
 
 
 def _pruned_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +189,7 @@ def _pruned_pass(block: FeedForward, arguments: Arguments, hidden: Tensor) -> tu
 
     def capture(_: nn.Module, inputs: tuple[Tensor]) -> None:
         seen["activation"] = inputs[0]
-        raise _Captured
+        raise Captured
 
     hooks.append(block.down.register_forward_pre_hook(capture))
     _run(block.layer, hidden, arguments, hooks)
@@ -176,7 +228,7 @@ def _run(layer: nn.Module, hidden: Tensor, arguments: Arguments, hooks: list[Any
     try:
         with torch.autocast(hidden.device.type, torch.bfloat16):
             return _first(layer(hidden, *more, **named))
-    except _Captured:
+    except Captured:
         return hidden
     finally:
         for hook in hooks:
@@ -185,41 +237,3 @@ def _run(layer: nn.Module, hidden: Tensor, arguments: Arguments, hooks: list[Any
 
 def _first(output: Any) -> Tensor:
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
-
-
-def _first_input(
-    model: PreTrainedModel, layer: nn.Module, input_ids: Tensor, batch_size: int
-) -> Float[Tensor, "sequences length hidden"]:
-    """What the first layer sees, float32, on the CPU: embeddings with all that the model does to them."""
-    seen: list[Tensor] = []
-
-    def capture(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].float().cpu())
-        raise _Captured
-
-    hook = layer.register_forward_pre_hook(capture)
-    try:
-        for ids in torch.split(input_ids, batch_size):
-            with contextlib.suppress(_Captured):
-                model.base_model(input_ids=ids.to(model.device), use_cache=False)
-    finally:
-        hook.remove()
-    return torch.cat(seen)
-
-
-def _layer_arguments(model: PreTrainedModel, layers: list[nn.Module], input_ids: Tensor) -> list[Arguments]:
-    """What the model's own forward gives each layer beside its input (masks, positions), for one sequence.
-
-    They broadcast over a batch, since all sequences are full and of one length.
-    """
-    seen: list[Arguments] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, named: seen.append((args[1:], dict(named))), with_kwargs=True)
-        for layer in layers
-    ]
-    try:
-        model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen

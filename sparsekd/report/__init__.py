@@ -31,7 +31,8 @@ def write_report(
 
     inputs = ReportInputs.read(artifacts)
     summary = summarise(inputs, name, limits)
-    pictures = draw_all(summary, inputs.curve, inputs.layers, out)
+    divergence = inputs.settings.get("distill", {}).get("divergence", "forward_kl")
+    pictures = draw_all(summary, inputs.curve, inputs.layers, out, divergence)
     (out / "summary.json").write_text(summary.to_json())
     (out / "metrics.json").write_text(json.dumps(metrics(summary), indent=2) + "\n")
     (out / "index.html").write_text(page(summary, inputs, pictures))

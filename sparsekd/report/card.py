@@ -11,7 +11,7 @@ from sparsekd.report import formatting as f
 from sparsekd.report.inputs import ReportInputs
 from sparsekd.report.page import machine, training
 from sparsekd.report.rendering import template
-from sparsekd.report.settings import resolved
+from sparsekd.report.settings import pruning, resolved
 from sparsekd.report.summary import Source, Summary
 from sparsekd.report.table import comparison
 from sparsekd.report.verdict import verdict
@@ -50,6 +50,7 @@ def model_card(summary: Summary, inputs: ReportInputs) -> str:
         config=resolved(inputs.settings),
         machine=machine(inputs),
         training=training(inputs),
+        pruning=pruning(resolved(inputs.settings)),
         command=inputs.variants["distilled"].evaluation.command,
         yaml=_yaml,
         cell=_cell,

@@ -9,7 +9,7 @@ from sparsekd.report.details import detail_tables
 from sparsekd.report.drawing import Picture
 from sparsekd.report.inputs import ReportInputs
 from sparsekd.report.rendering import template
-from sparsekd.report.settings import as_text, resolved
+from sparsekd.report.settings import as_text, pruning, resolved
 from sparsekd.report.statistics import RESAMPLES
 from sparsekd.report.summary import Summary
 from sparsekd.report.table import comparison
@@ -42,6 +42,7 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
         command=inputs.variants["distilled"].evaluation.command,
         machine=machine(inputs),
         training=training(inputs),
+        pruning=pruning(config),
         resamples=RESAMPLES,
         f=f,
     )

@@ -23,10 +23,16 @@ WIDE = 5.0
 """A perplexity this many times dense's makes the axis logarithmic."""
 
 
-def draw_all(summary: Summary, curve: Columns, layers: Columns, out: Path) -> dict[str, Picture]:
-    """Write NAME.png into `out` for all that was measured; the pictures by name."""
+_DIVERGENCES = {"forward_kl": "KL", "reverse_kl": "reverse KL", "jsd": "Jensen-Shannon divergence"}
+"""What the curve's column `kl` holds, by `distill.divergence`."""
+
+
+def draw_all(
+    summary: Summary, curve: Columns, layers: Columns, out: Path, divergence: str = "forward_kl"
+) -> dict[str, Picture]:
+    """Write NAME.png into `out` for all that was measured; the pictures by name. `divergence` is the one trained."""
     candidates = [
-        loss_curve(curve),
+        loss_curve(curve, _DIVERGENCES[divergence]),
         layer_error(layers),
         perplexity(summary),
         agreement(summary),
@@ -37,14 +43,14 @@ def draw_all(summary: Summary, curve: Columns, layers: Columns, out: Path) -> di
     return {drawing.name: drawing.write(out) for drawing in candidates if drawing}
 
 
-def loss_curve(curve: Columns) -> Drawing | None:
+def loss_curve(curve: Columns, divergence: str) -> Drawing | None:
     """KL and CE over the tokens seen: each step faint, a running mean, validation as points."""
     if "tokens" not in curve or not {"kl", "ce"} & curve.keys():
         return None
     parts = [part for part in ("kl", "ce") if part in curve]
 
     def draw(figure: Figure) -> None:
-        titles = {"kl": "KL to dense", "ce": "cross-entropy"}
+        titles = {"kl": f"{divergence} to dense", "ce": "cross-entropy"}
         for axes, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
             _curve(axes, curve, part)
             axes.set_title(titles[part])
@@ -53,7 +59,8 @@ def loss_curve(curve: Columns) -> Drawing | None:
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
 
     last = {part: curve[part][~np.isnan(curve[part])] for part in parts}
-    told = [f"{part.upper()} from {v[0]:.3f} to {_smooth(v)[-1]:.3f}" for part, v in last.items() if len(v)]
+    names = {"kl": divergence, "ce": "CE"}
+    told = [f"{names[part]} from {v[0]:.3f} to {_smooth(v)[-1]:.3f}" for part, v in last.items() if len(v)]
     alt = f"Training curve of distillation over {int(curve['tokens'][-1]):,} tokens: {f.listing(told)} nats a token."
     return Drawing("loss_curve", "Distillation", alt, 2.75, draw)
 

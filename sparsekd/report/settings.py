@@ -29,6 +29,28 @@ def as_text(raw: dict[str, dict[str, Any]], config: RunConfig | None) -> Setting
     }
 
 
+_SELECTED = {
+    "svd": "SVD subset selection of neurons",
+    "energy": "neurons selected by energy",
+    "mean_abs": "neurons selected by mean absolute activation",
+    "magnitude": "neurons selected by magnitude of their weights",
+    "random": "neurons selected at random",
+}
+
+
+def pruning(config: RunConfig | None) -> str:
+    """How was pruned, in a few words; where the settings are of another version, what is true of all of them."""
+    if config is None:
+        return "neurons of the feed-forward layers selected and removed"
+    ridge = config.prune.ridge
+    refitted = {
+        "none": "without compensation",
+        "one_shot": f"one-shot ridge compensation (ridge {ridge})",
+        "sequential": f"sequential ridge compensation (ridge {ridge}, β {config.prune.beta})",
+    }
+    return f"{_SELECTED[config.prune.selection]}, {refitted[config.prune.compensation]}"
+
+
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(item) for item in value)

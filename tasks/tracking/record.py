@@ -26,6 +26,7 @@ from sparsekd.errors import ArtifactError
 from tasks.git import git_output
 from tasks.graph import StageSpec, read_graph
 from tasks.process import read_params, select
+from tasks.state import progress_path, read_json
 
 MODEL = "data/distilled"
 CODE = ("sparsekd", "tasks", "flows", "presets", "dvc.yaml", "pyproject.toml", "requirements.lock")
@@ -132,7 +133,12 @@ def collect(
         ended=ended,
         params=params,
         tags=tags,
-        metrics=[*_results(root, summary), *_seconds(durations), *read_curve(root / MODEL / "curve.csv")],
+        metrics=[
+            *_results(root, summary),
+            *_seconds(durations),
+            *_speed(root),
+            *read_curve(root / MODEL / "curve.csv"),
+        ],
         datasets=_datasets(outputs),
         model=model,
         artifacts=_artifacts(root, outputs),
@@ -198,6 +204,13 @@ def _flatten_metrics(values: dict[str, Any], prefix: str = "", depth: int = 0) -
 
 def _seconds(durations: dict[str, float]) -> list[Metric]:
     return [Metric(metric_name(f"seconds/{stage.replace('@', '/')}"), value) for stage, value in durations.items()]
+
+
+def _speed(root: Path) -> Iterator[Metric]:
+    """Tokens a second of distillation, validation included, where this run computed it: its last progress report."""
+    report = read_json(progress_path(root, "distill"))
+    if isinstance(report, dict) and _is_number(speed := report.get("tokens_per_second")):
+        yield Metric("train/tokens_per_second", speed)
 
 
 def read_curve(path: Path) -> list[Metric]:

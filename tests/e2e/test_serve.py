@@ -126,7 +126,7 @@ def test_both_pages_answer_on_this_machine_only(served: Served) -> None:
 def test_forms_come_from_the_configuration(served: Served) -> None:
     schema = served.deployment()["parameter_openapi_schema"]
     width = schema["definitions"]["Prune"]["properties"]["width"]
-    assert width["exclusiveMinimum"] == 0
+    assert width["anyOf"] == [{"exclusiveMinimum": 0, "type": "number"}, {"type": "null"}]
     assert width["description"].startswith("New intermediate_size")
     assert schema["definitions"]["Runtime"]["properties"]["device"]["enum"] == ["auto", "cpu", "cuda"]
     assert served.deployment()["parameters"]["prune"]["statistics_tokens"] == 1024, "as params.yaml has it"
@@ -167,6 +167,10 @@ def test_bad_values_fail_in_a_sentence_and_change_nothing(served: Served) -> Non
         served.run(prune={"width": -1})
     assert "prune.width is -1; it must be greater than 0." in refused.value.read().decode()
     whole = served.deployment()["parameters"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        served.run(prune=whole["prune"] | {"total_reduction": 0.2})
+    said = f"prune.width is {whole['prune']['width']} and prune.total_reduction is 0.2; only one can say"
+    assert said in refused.value.read().decode()
     with pytest.raises(urllib.error.HTTPError) as refused:
         served.run(calibrate=whole["calibrate"] | {"tokens": 32, "sequence_length": 64})
     assert "calibrate.tokens is 32; it must hold at least one sequence" in refused.value.read().decode()

@@ -178,6 +178,12 @@ def test_a_preset_that_would_lose_edits_needs_yes(mini: Miniature) -> None:
             "takes at most 8192 tokens",
         ),
         (["-S", "prune.width=0.01"], "prune.width is 0.01; of 1536 neurons that rounds to none"),
+        (["-S", "prune.total_reduction=0.65"], "prune.total_reduction is 0.65; neurons of the feed-forward layers are"),
+        (
+            ["-S", "prune.width=0.5", "-S", "prune.total_reduction=0.2"],
+            "prune.width is 0.5 and prune.total_reduction is 0.2; only one can say how much is kept",
+        ),
+        (["-S", "prune.width=null"], "prune.width is null, and so is ffn_reduction"),
         (["--model", "./nowhere"], "nowhere'; there is no such directory."),
         (["--texts", "./nowhere.txt"], "'nowhere.txt'; there is no such file."),
         (["--preset", "fast"], "There is no preset 'fast'; choose one of smoke, small, default, quality, gpu, gpus."),

@@ -16,7 +16,7 @@ import yaml
 
 from sparsekd.artifacts import Artifact, writing
 from sparsekd.calibration.packing import CalibrationSet, pack, pad
-from sparsekd.config import Evaluate, RunConfig
+from sparsekd.config import Evaluate, RunConfig, Teacher
 from sparsekd.decoding import greedy
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
@@ -44,7 +44,7 @@ class Inputs:
         other = pack([tokenizer(f"{n} {text}")["input_ids"] for n, text in enumerate(reversed(texts))], 32, 128)
         self.data = CalibrationSet(packed, {"wiki": other}, {"wiki": packed, "chat": answered})
         (root / "teacher").mkdir()
-        write_teacher_cache(model, self.data, root / "teacher", batch_size=2)
+        write_teacher_cache(model, self.data, root / "teacher", Teacher(batch_size=2))
         self.teacher = TeacherCache.open(root / "teacher")
         self.benchmarks = write_benchmarks(root / "benchmarks")
         for block in feed_forwards(model):

@@ -89,6 +89,7 @@ def test_one_that_fails_does_not_stop_the_others_and_says_why(mini: Miniature, r
         (["prune.width=0.5,0.5"], "different values between commas"),
         (["prune.width=0.5,1.5"], "a fraction in"),
         (["prune.width=0.5,0.25", "prune.width=0.75"], "given twice"),
+        (["prune.width=0.5,0.25", "prune.total_reduction=0.2"], "only one can say how much is kept"),
         (["prune.widht=0.5,0.25"], "did you mean prune.width"),
     ],
 )

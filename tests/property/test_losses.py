@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsekd.config import Divergence
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.losses import cross_entropy, distillation_terms, kl_divergence
 from sparsekd.models import LMHead
@@ -70,6 +71,45 @@ def test_the_analytic_gradient_is_autograds(seed: int, alpha: float, temperature
     torch.testing.assert_close(terms.gradient, student.grad, rtol=1e-4, atol=1e-5)
     weighed = (1 - alpha) * terms.ce + alpha * temperature**2 * terms.kl
     torch.testing.assert_close(weighed, loss.detach(), rtol=1e-4, atol=1e-4)
+
+
+def reference_divergence(name: str, student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    """From the definitions, in float64: KL(p ‖ q), KL(q ‖ p), or half the KL of each to their mean."""
+    if name == "forward_kl":
+        return float(reference_kl(student, teacher, temperature).sum())
+    if name == "reverse_kl":
+        return float(reference_kl(teacher, student, temperature).sum())
+    p, q = (np.exp(z / temperature) / np.exp(z / temperature).sum(-1, keepdims=True) for z in (teacher, student))
+    m = (p + q) / 2
+    return float((0.5 * p * np.log(p / m) + 0.5 * q * np.log(q / m)).sum())
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), alpha=ALPHAS, temperature=TEMPERATURES)
+def test_each_divergence_is_its_definition_and_has_autograds_gradient(
+    divergence: Divergence, seed: int, alpha: float, temperature: float
+) -> None:
+    """In float64, at the student's logits; never negative, and zero with no gradient where the two agree."""
+    student, teacher = logits(seed).double().requires_grad_(), logits(seed + 1).double()
+    targets = torch.randint(0, 11, (5,), generator=torch.Generator().manual_seed(seed))
+    log_p, log_q = ((z / temperature).log_softmax(-1) for z in (teacher, student))
+    log_m = ((log_p.exp() + log_q.exp()) / 2).log()
+    value = {
+        "forward_kl": (log_p.exp() * (log_p - log_q)).sum(),
+        "reverse_kl": (log_q.exp() * (log_q - log_p)).sum(),
+        "jsd": (0.5 * log_p.exp() * (log_p - log_m) + 0.5 * log_q.exp() * (log_q - log_m)).sum(),
+    }[divergence]
+    ((1 - alpha) * cross_entropy(student, targets).sum() + alpha * temperature**2 * value).backward()
+    terms = distillation_terms(student.detach(), teacher, targets, alpha, temperature, divergence)
+    assert student.grad is not None
+    torch.testing.assert_close(terms.gradient, student.grad, rtol=1e-5, atol=1e-6)
+    reference = reference_divergence(divergence, student.detach().numpy(), teacher.numpy(), temperature)
+    assert float(terms.kl) == pytest.approx(reference, rel=1e-9)
+    assert float(terms.kl) >= 0
+    same = distillation_terms(teacher, teacher, targets, 1.0, temperature, divergence)
+    assert abs(float(same.kl)) < 1e-12
+    assert same.gradient.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])

@@ -13,6 +13,7 @@ import pytest
 
 from sparsekd.artifacts import Artifact, hash_file
 from sparsekd.errors import ArtifactError
+from tasks.state import progress_path, write_json
 from tasks.track import main, track
 from tasks.tracking import pending
 from tasks.tracking.parent import log_parent
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:User
 
 
 def test_a_run_shows_parameters_results_curve_inputs_and_artifacts(project: Project) -> None:
+    write_json(progress_path(project.root, "distill"), {"done": 512, "tokens_per_second": 312.5})
     result = track(project.root, "flow-1", durations={"prune": 12.5, "evaluate@dense": 3.0, "total": 20.0})
 
     assert result.warning is None, result.warning
@@ -47,6 +49,7 @@ def test_a_run_shows_parameters_results_curve_inputs_and_artifacts(project: Proj
     assert "pruned/tasks/arc_easy_in_mean" not in figures
     assert figures["reduction/ffn"] == 0.25
     assert figures["seconds/prune"] == 12.5
+    assert figures["train/tokens_per_second"] == 312.5
     assert figures["seconds/evaluate/dense"] == 3.0
     tags = run.data.tags
     assert tags["mlflow.note.content"].startswith("15 % smaller.")

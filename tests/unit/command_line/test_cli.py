@@ -200,6 +200,10 @@ def test_an_invalid_params_file_is_refused_by_config_too(tmp_path: Path) -> None
     ("arguments", "said"),
     [
         (["prune", "--model", "./none", "--out", "o", "--width", "2.5"], "prune.width is '2.5'; it must be a fraction"),
+        (
+            ["prune", "--model", "m", "--out", "o", "--width", "0.5", "--parameters", "100"],
+            "prune.width is 0.5 and prune.parameters is 100; only one can say how much is kept",
+        ),
         (["prune", "--model", "./none", "--out", "full"], "--out is full, which is there and not empty"),
         (["prune", "--model", "./none", "--out", "o", "--preset", "fast"], "There is no preset 'fast'; choose one of"),
         (
@@ -261,6 +265,13 @@ def test_a_single_step_hands_over_configuration_and_progress(monkeypatch: pytest
     assert (model, where, given["width"]) == (m, out, 0.5)
     assert (given["config"].prune.beta, given["config"].calibrate.tokens) == (1.0, 6144)
     assert json.loads(result.stdout) == {"reduction": {"width": 0.5}}
+    reduced = ["prune", "--model", m, "--out", str(out), "--total-reduction", "0.3", "-S", "prune.multiple_of=8"]
+    result = runner.invoke(app, reduced)
+    assert result.exit_code == 0, result.output
+    assert calls[1][2]["config"].prune.budget == ("total_reduction", 0.3)
+    assert re.match(
+        r"512 to 280 neurons a layer: removes 45.3 % of the width, .* 30.2 % of all parameters\n", result.stderr
+    )
     damaged = runner.invoke(app, ["evaluate", "--model", m])
     assert (damaged.exit_code, damaged.stdout) == (2, "")
     assert damaged.stderr.startswith("error: model.safetensors holds NaN")

@@ -9,7 +9,7 @@ import pytest
 
 from flows import estimate as module
 from flows import params
-from flows.estimate import compressed, estimate, predicted_seconds, remember_timings
+from flows.estimate import Estimate, compressed, estimate, predicted_seconds, remember_timings
 from sparsekd.config import RunConfig
 from sparsekd.sources import model_config
 from tasks.graph import read_graph
@@ -57,6 +57,19 @@ def test_more_tokens_rows_and_rounds_take_longer(tmp_path: Path) -> None:
     assert seconds("prune", "prune.statistics_tokens=1024") < seconds("prune")
 
 
+def test_each_kind_of_teacher_cache_is_counted(tmp_path: Path) -> None:
+    def needed(kind: str, *stages: str) -> Estimate:
+        config = params.with_settings(RunConfig(), [f"teacher.cache={kind}"])
+        return estimate(tmp_path, config, DENSE, list(stages), measure=False)
+
+    disk = [needed(kind, "teacher").disk for kind in ("hidden", "sampled", "online")]
+    assert [disk[0] - disk[1], disk[1] - disk[2]] == [2 * 122_880 * (1152 - 264), 2 * 122_880 * 264]
+    hidden, online = needed("hidden", "teacher", "distill"), needed("online", "teacher", "distill")
+    assert online.seconds["teacher"] < hidden.seconds["teacher"] < needed("sampled", "teacher").seconds["teacher"]
+    assert online.seconds["distill"] > hidden.seconds["distill"]
+    assert needed("online", "distill").memory > needed("hidden", "distill").memory
+
+
 def test_only_what_runs_counts(tmp_path: Path) -> None:
     all_of_it = estimate(tmp_path, RunConfig(), DENSE, list(read_graph(CHECKOUT)), measure=False)
     report = estimate(tmp_path, RunConfig(), DENSE, ["report"], measure=False)
@@ -74,6 +87,18 @@ def test_two_stages_side_by_side_need_the_memory_of_both() -> None:
     assert needed("distill", "evaluate@pruned") == needed("distill") + needed("evaluate@pruned")
     assert needed("distill", "evaluate@pruned", "benchmark") == needed("distill", "evaluate@pruned")
     assert 4.5e9 < needed(*read_graph(CHECKOUT)) < 6e9, "measured: 5.9 GB"
+
+
+def test_pruning_takes_one_layer_however_many_there_are() -> None:
+    llama = {
+        "model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True, "dtype": "bfloat16",
+    }  # fmt: skip
+    config = params.with_settings(RunConfig(), ["prune.statistics_tokens=8192"])
+    deep, deeper = (llama | {"num_hidden_layers": layers} for layers in (28, 56))
+    needed = [module.stage_memory(config, model, compressed(config, model))["prune"] for model in (deep, deeper)]
+    assert needed[0] == pytest.approx(needed[1], rel=1e-3)
+    assert 4.3e9 < needed[0] < 6e9, "measured: 4.4 GB (benchmarks/big_model.py)"
 
 
 def test_earlier_runs_correct_the_estimate(tmp_path: Path) -> None:

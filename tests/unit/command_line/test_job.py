@@ -103,6 +103,18 @@ def test_the_plan_names_time_disk_memory_parameters_bytes_and_four_reductions(tm
         assert f"\n{label} " in said
 
 
+def test_a_budget_that_a_preset_would_lose_is_named_so_that_it_can_be_kept(project: Path) -> None:
+    (project / "params.yaml").write_text(
+        (project / "params.yaml")
+        .read_text()
+        .replace("width: 0.75", "width: null")
+        .replace("total_reduction: null", "total_reduction: 0.2")
+    )
+    with pytest.raises(ConfigError, match=r"or keep them with -S prune.total_reduction=0.2\.$"):
+        settled(project, preset="smoke")
+    assert settled(project, preset="smoke", settings=["prune.total_reduction=0.2"]).prune.budget[1] == 0.2
+
+
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from flows import params
+from flows import history, params
 from flows.params import Change
 from flows.params_text import edit_text
 from sparsekd.config import RunConfig, all_keys, flat, parse_config
@@ -120,6 +121,7 @@ def test_write_is_atomic_and_leaves_no_partial_file(project: Path) -> None:
     [
         ("prune.width=0.5", "prune.width", 0.5),
         ("prune.width=1152", "prune.width", 1152.0),
+        ("prune.compensation=none", "prune.compensation", "none"),
         ("calibrate.tokens=245_760", "calibrate.tokens", 245760),
         ("distill.learning_rate=1e-4", "distill.learning_rate", 1e-4),
         ("distill.compile=always", "distill.compile", "always"),
@@ -186,6 +188,27 @@ def test_the_same_source_stays_pinned() -> None:
     assert params.with_texts(again, ["me/talks"]) == pinned
     other = params.with_settings(params.with_texts(pinned, ["me/chats"]), ["model.source=me/other"])
     assert (other.model.revision, other.texts.revisions) == (None, None)
+
+
+def test_a_budget_takes_the_place_of_the_one_that_held() -> None:
+    reduced = params.with_settings(RunConfig(), ["prune.total_reduction=0.3"])
+    assert list(map(str, params.differences(RunConfig(), reduced))) == [
+        "prune.width: 0.75 → null", "prune.total_reduction: null → 0.3",
+    ]  # fmt: skip
+    fewer = params.with_settings(reduced, ["prune.width=null", "prune.parameters=100_000_000"])
+    assert fewer.prune.budget == ("parameters", 100_000_000)
+    assert params.with_settings(fewer, ["prune.width=0.75"]) == RunConfig()
+    with pytest.raises(ConfigError, match=r"prune.width is 0.5 and prune.ffn_reduction is 0.2; only one can say"):
+        params.with_settings(reduced, ["prune.width=0.5", "prune.ffn_reduction=0.2"])
+
+
+def test_a_run_is_named_by_its_budget(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for setting, said in (("prune.width=0.5", "-w0.5-"), ("prune.parameters=100000000", "-parameters-100000000-")):
+        config = params.with_settings(RunConfig(), [setting])
+        assert said in history.new_name(tmp_path, config)
+    record = history.record_of("a", config, 1.0)
+    assert (record.width, record.budget) == (None, "parameters=100000000")
 
 
 def test_a_preset_leaves_what_is_compressed_and_where() -> None:

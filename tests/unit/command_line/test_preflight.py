@@ -70,6 +70,12 @@ def test_a_model_that_fits_passes() -> None:
             "has quantised weights (gptq); its unquantised",
         ),
         ({"intermediate_size": None}, {}, ModelError, "has no usable 'intermediate_size'"),
+        (
+            {},
+            {"teacher": {"cache": "sampled", "top_k": 512}},
+            ConfigError,
+            "teacher.top_k is 512; smollm2-135m-instruct-q4_1 has 512 tokens, and some must be left to draw from",
+        ),
         ({}, {"prune": {"width": 0.1}}, ConfigError, "prune.width is 0.1; of 256 neurons that rounds to none"),
         (
             {},
@@ -123,6 +129,7 @@ def test_the_checks_of_a_run_with_nothing_to_do_load_no_torch(tmp_path: Path) ->
         "from sparsekd.families import standard_config\n"
         f"model = standard_config(json.load(open({str(tmp_path / 'config.json')!r})))\n"
         "preflight.check_model(RunConfig(prune=Prune(width=32)), model)\n"
+        f"preflight.check_model(RunConfig(prune=Prune(total_reduction=0.3, multiple_of=8)), {DENSE!r})\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparsekd.calibration.packing import CalibrationSet, Packed
-from sparsekd.config import Distill
+from sparsekd.config import Distill, Teacher
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.models import load_model
@@ -35,7 +35,7 @@ def distil(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     data = CalibrationSet(Packed(ids, torch.zeros_like(ids)), {"wiki": Packed(ids[:2], torch.zeros_like(ids[:2]))}, {})
     student = make_model(seed=2, tie_word_embeddings=True)
     (folder / "teacher").mkdir()
-    write_teacher_cache(load_model(make_model(seed=1)), data, folder / "teacher", 4)
+    write_teacher_cache(load_model(make_model(seed=1)), data, folder / "teacher", Teacher(batch_size=4))
 
     def run(name: str, device: str = "cuda", kill_at: int = 0, **settings: object) -> tuple[list[float], dict]:
         losses: list[float] = []

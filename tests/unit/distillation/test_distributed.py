@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from flows.servers import free_port
 from sparsekd.calibration.packing import NOT_SCORED, CalibrationSet, Packed
-from sparsekd.config import Distill, RunConfig
+from sparsekd.config import Distill, RunConfig, Teacher
 from sparsekd.distillation import launch, run
 from sparsekd.distillation.processes import Machines, Processes, plan_processes
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
@@ -56,7 +56,7 @@ class School:
         self.data = CalibrationSet(calibration, {"wiki": packed(2, 3)}, {})
         self.cache = folder / "teacher"
         self.cache.mkdir()
-        write_teacher_cache(load_model(make_model(seed=1)), self.data, self.cache, 4)
+        write_teacher_cache(load_model(make_model(seed=1)), self.data, self.cache, Teacher(batch_size=4))
         self.alone = self.distil("alone")
 
     def distil(self, name: str, strategy: str = "none", machines: Machines | None = None, **more: Any) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparsekd.calibration.packing import CalibrationSet, Packed
-from sparsekd.config import Distill, Prune
+from sparsekd.config import Distill, Prune, Teacher
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.student import checkpoint_activations, choose_attention, freeze_all_but_ffn_and_norms
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
@@ -41,7 +41,7 @@ def school(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     """A tiny student that differs from its teacher, and what it learns from."""
     data = CalibrationSet(packed(1, 10), {"wiki": packed(2, 2)}, {})
     cache = tmp_path_factory.mktemp("teacher")
-    write_teacher_cache(load_model(make_model(seed=1)), data, cache, 4)
+    write_teacher_cache(load_model(make_model(seed=1)), data, cache, Teacher())
     return make_model(seed=2), Curriculum(data.calibration, data.validation, TeacherCache.open(cache))
 
 
@@ -191,7 +191,7 @@ def test_kl_only_against_itself_changes_nothing(make_model: Callable[..., Path],
     model = make_model(seed=1)
     data = CalibrationSet(packed(1, 4), {"wiki": packed(2, 2)}, {})
     (tmp_path / "cache").mkdir()
-    write_teacher_cache(load_model(model), data, tmp_path / "cache", 4)
+    write_teacher_cache(load_model(model), data, tmp_path / "cache", Teacher())
     school = (model, Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path / "cache")))
     run(school, tmp_path, alpha=1.0, precision="fp32", learning_rate=1e-4)
     rows = (tmp_path / "out/curve.csv").read_text().splitlines()
@@ -237,7 +237,7 @@ def test_a_student_whose_logits_are_scaled_capped_or_shifted_learns_from_its_cac
     """From a checkpoint on disk to one: KL to the dense model falls, and what is frozen keeps its bytes."""
     teacher = tiny_model(family)
     data = CalibrationSet(packed(1, 12), {"wiki": packed(2, 4)}, {})
-    write_teacher_cache(teacher, data, tmp_path, 4)
+    write_teacher_cache(teacher, data, tmp_path, Teacher())
     walk.prune_model(teacher, data.calibration.input_ids, 40, Prune())
     teacher.save_pretrained(tmp_path / "student")
     curriculum = Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path))

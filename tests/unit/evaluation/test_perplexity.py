@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from sparsekd.calibration.packing import CalibrationSet, Packed, pack, pad
+from sparsekd.config import Teacher
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
+from sparsekd.distillation.teacher.cache import CacheIndex
 from sparsekd.errors import ArtifactError
 from sparsekd.evaluation import perplexity
 from sparsekd.evaluation.perplexity import document_sums, score_tokens
@@ -57,7 +59,7 @@ def teacher(
     make_model: Callable[..., Path], data: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
 ) -> TeacherCache:
     out = tmp_path_factory.mktemp("teacher")
-    write_teacher_cache(load_model(make_model("llama", seed=5)), data, out, batch_size=2)
+    write_teacher_cache(load_model(make_model("llama", seed=5)), data, out, Teacher(batch_size=2))
     return TeacherCache.open(out)
 
 
@@ -104,7 +106,7 @@ def test_the_batch_size_changes_nothing(tiny_llama_dir: Path, data: CalibrationS
 def test_the_dense_model_agrees_with_itself_within_rounding(
     tiny_llama_dir: Path, data: CalibrationSet, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    write_teacher_cache(load_model(tiny_llama_dir), data, tmp_path, batch_size=2)
+    write_teacher_cache(load_model(tiny_llama_dir), data, tmp_path, Teacher(batch_size=2))
     cache = TeacherCache.open(tmp_path)
     found = document_sums(load_model(tiny_llama_dir, dtype), data.test["wiki"], 2, cache, "test-wiki")
     agreement = found.agreement(seed=0)
@@ -118,7 +120,7 @@ def test_identical_hidden_states_agree_exactly(tiny_llama_dir: Path, data: Calib
     head = lm_head(model)
     with torch.inference_mode():
         hidden = final_hidden(model, data.test["wiki"].input_ids[:1])[0, :-1]
-        same = TeacherCache(Path(), head)
+        same = TeacherCache(Path(), head, CacheIndex(kind="hidden", head_sha256="", parts={}))
         scores = score_tokens(hidden, head, data.test["wiki"].input_ids[0, 1:], hidden, same)
     assert scores.kl.abs().max() == 0
     assert scores.top1.min() == 1
@@ -133,7 +135,7 @@ def test_one_long_document_is_resampled_by_sequence(tiny_llama_dir: Path) -> Non
 
 
 def test_a_cache_of_other_texts_is_named(tiny_llama_dir: Path, data: CalibrationSet, teacher: TeacherCache) -> None:
-    with pytest.raises(ArtifactError, match=r"test-code\.safetensors is not there; .*Run stage teacher"):
+    with pytest.raises(ArtifactError, match=r"has no part test-code; .*Run stage teacher"):
         document_sums(load_model(tiny_llama_dir), data.test["wiki"], 2, teacher, "test-code")
 
 

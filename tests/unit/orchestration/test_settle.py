@@ -8,7 +8,7 @@ import pytest
 
 from flows.params import load_preset, with_preset
 from flows.settle import merge, nearest_preset
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import Prune, RunConfig, parse_config
 from sparsekd.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -22,6 +22,13 @@ def test_what_is_not_given_stays() -> None:
     current = configured(prune={"width": 0.5, "beta": 0.25}, distill={"alpha": 1.0})
     merged = merge(current, {"prune": {"width": 0.75}})
     assert merged == configured(prune={"width": 0.75, "beta": 0.25}, distill={"alpha": 1.0})
+
+
+def test_a_budget_from_a_form_replaces_the_one_that_held() -> None:
+    reduced = merge(configured(), {"prune": Prune(total_reduction=0.2).model_dump(exclude_unset=True)})
+    assert reduced.prune == Prune(total_reduction=0.2)
+    again = merge(reduced, {"prune": Prune(width=0.5).model_dump(exclude_unset=True)})
+    assert again.prune.budget == ("width", 0.5)
 
 
 def test_values_are_checked_together() -> None:

@@ -1,10 +1,14 @@
 """The model card, as the hub's own library reads it."""
 
+from typing import get_args
+
 import pytest
 from huggingface_hub import ModelCard
 
+from sparsekd.config import Compensation, Prune, RunConfig, SelectionName
 from sparsekd.report import write_report
 from sparsekd.report.card import base_model, hub_licence, licence_slug
+from sparsekd.report.settings import pruning
 from sparsekd.report.summary import Source
 from tests.made_up_run import SOURCE, MadeUpRun
 
@@ -104,3 +108,12 @@ def test_licence_slug():
 )
 def test_base_model(source, name):
     assert base_model(source) == name
+
+
+@pytest.mark.parametrize("selection", get_args(SelectionName))
+@pytest.mark.parametrize("compensation", get_args(Compensation))
+def test_every_way_of_pruning_has_words(selection: SelectionName, compensation: Compensation) -> None:
+    said = pruning(RunConfig(prune=Prune(selection=selection, compensation=compensation, beta=0.25)))
+    assert ("SVD" in said) == (selection == "svd")
+    assert ("β 0.25" in said) == (compensation == "sequential")
+    assert ("without compensation" in said) == (compensation == "none")

@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparsekd.report import write_report
 from sparsekd.report.drawing import THEME
+from sparsekd.report.plots import loss_curve
 from tests.made_up_run import PROMPTS, SOURCE, MadeUpRun
 
 PICTURES = {"loss_curve", "layer_error", "perplexity", "agreement", "tasks", "speed", "profile"}
@@ -237,3 +239,8 @@ def test_the_report_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_loss_curve_is_named_after_the_divergence_that_was_trained():
+    curve = {name: np.array([2.0, 1.0]) for name in ("tokens", "kl", "ce")}
+    assert "Jensen-Shannon divergence from 2.000" in loss_curve(curve, "Jensen-Shannon divergence").alt

@@ -1,0 +1,220 @@
+"""Our method beside its peers on the same model, calibration tokens, compensation and distillation tokens.
+
+    python -m pip install --no-deps --target build/peers optipfair==0.4.2
+    python -m benchmarks.peers --data data           # after `make compress`; hours, can be stopped and goes on
+    python -m benchmarks.peers --table               # from the committed results
+
+A job is a selection, a compensation, a width, distillation tokens and a seed. Each runs in a process of its own and
+adds one line to --out; what is there already is not run again. Scores are those of --data's validation and test parts,
+KL against its dense model. `optipfair` prunes and distils by its own code; all other selections share our compensation
+and our distillation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsekd.config import Distill, Evaluate, Prune, Runtime
+from sparsekd.runtime import prepare_process, resolve_device, use_threads
+
+OUT = Path("benchmarks/results/peers.jsonl")
+WIDTHS = (1152, 896, 640)  # 75, 58 and 42 % of 1536
+MIDDLE = WIDTHS[1]
+STATISTICS_TOKENS, DISTILL_TOKENS = 49_152, 61_440
+OURS = ("svd", "energy", "mean_abs", "magnitude", "random")
+PEERS = ("flap", "modegpt", "obs", "swaps")
+COMPENSATIONS = ("none", "one_shot", "sequential")
+USUAL = {
+    "energy": "none", "mean_abs": "none", "magnitude": "none", "random": "none", "flap": "none",
+    "modegpt": "one_shot", "obs": "one_shot", "swaps": "one_shot",
+}  # fmt: skip
+"""The compensation that each method comes with; FLAP's bias and MoDeGPT's Nyström step are the nearest of ours."""
+BEST = ("svd", "obs", "swaps")
+"""Of the middle width, after distillation: what is also distilled at the other widths, and over seeds."""
+RATES = (4e-5, 1e-4, 3e-4)  # optipfair's own default and two more
+SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of results. `tokens` are those of the distillation, 0 for none; `rate` is optipfair's."""
+
+    selection: str
+    compensation: str
+    width: int
+    tokens: int = 0
+    seed: int = 0
+    rate: float = 0.0
+
+
+def jobs() -> Iterator[Job]:
+    """All of them, the ones that decide most first."""
+    yield Job("dense", "none", 1536)
+    yield Job("dense", "none", 1536, DISTILL_TOKENS)
+    for width in (MIDDLE, *(w for w in WIDTHS if w != MIDDLE)):
+        for compensation in reversed(COMPENSATIONS):
+            yield from (Job(selection, compensation, width) for selection in (*OURS, *PEERS))
+        yield from (Job("optipfair", kind, width) for kind in ("static", "data"))
+    yield from (Job(selection, "sequential", MIDDLE, DISTILL_TOKENS) for selection in (*OURS, *PEERS))
+    yield from (Job(selection, usual, MIDDLE, DISTILL_TOKENS) for selection, usual in USUAL.items())
+    for width in WIDTHS:
+        yield from (Job("optipfair", "data", width, DISTILL_TOKENS, rate=rate) for rate in RATES)
+        if width != MIDDLE:
+            yield from (Job(selection, "sequential", width, DISTILL_TOKENS) for selection in BEST)
+    for seed in SEEDS[1:]:
+        yield from (Job(selection, "sequential", MIDDLE, DISTILL_TOKENS, seed) for selection in BEST)
+
+
+def run_job(job: Job, data: Path) -> dict[str, Any]:
+    """Prune, distil and score one model, in this process."""
+    from benchmarks.controls import scores
+
+    with tempfile.TemporaryDirectory(dir=data.resolve().parent) as folder:
+        work = Path(folder)
+        started = time.monotonic()
+        pruned = _pruned(job, data, work)
+        pruned_at = time.monotonic()
+        model = _distilled(job, data, pruned, work) if job.tokens else pruned
+        seconds = {"prune": pruned_at - started, "distill": time.monotonic() - pruned_at}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+        found = scores(model, data)
+        tasks = _tasks(model, data) if job.tokens or job.selection == "dense" else {}
+    return asdict(job) | {"seconds": seconds, "peak_gib": peak, "scores": found, "tasks": tasks}
+
+
+def _calibration(job: Job, data: Path) -> Any:
+    """The calibration windows; another seed takes them in another order, so statistics come from other ones."""
+    import torch
+
+    from sparsekd.calibration.packing import CalibrationSet, Packed
+
+    packed = CalibrationSet.load(data / "calibration").calibration
+    if job.seed == 0:
+        return packed
+    order = _order(len(packed.input_ids), job.seed)
+    assert isinstance(order, torch.Tensor)
+    return Packed(packed.input_ids[order], packed.document[order])
+
+
+def _order(sequences: int, seed: int) -> Any:
+    import torch
+
+    return torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
+
+
+def _pruned(job: Job, data: Path, work: Path) -> Path:
+    """The pruned checkpoint; the dense one for the job `dense`."""
+    from benchmarks.peer_selections import PEER_SELECTIONS
+    from sparsekd.models import load_model, save_checkpoint
+    from sparsekd.pruning.walk import prune_model
+
+    dense, out = data / "raw/model", work / "pruned"
+    if job.selection == "dense":
+        return dense
+    ids = _calibration(job, data).head(STATISTICS_TOKENS).input_ids
+    model = load_model(dense)
+    if job.selection == "optipfair":
+        from benchmarks import optipfair_peer
+
+        model = optipfair_peer.prune(model, ids if job.compensation == "data" else None, job.width)
+    else:
+        known = job.selection in OURS
+        config = Prune.model_validate(
+            {"selection": job.selection if known else "svd", "compensation": job.compensation, "seed": job.seed}
+        )
+        prune_model(model, ids, job.width, config, select=None if known else PEER_SELECTIONS[job.selection])
+    save_checkpoint(model, dense, out)
+    return out
+
+
+def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
+    from sparsekd.calibration.packing import CalibrationSet
+    from sparsekd.distillation.run import Curriculum, distill_checkpoint
+    from sparsekd.distillation.teacher import TeacherCache
+    from sparsekd.models import load_model, save_checkpoint
+
+    out = work / "distilled"
+    packed = _calibration(job, data)
+    if job.selection == "optipfair":
+        from benchmarks import optipfair_peer
+
+        model = optipfair_peer.distill(
+            load_model(student), load_model(data / "raw/model"), packed.head(job.tokens).input_ids, job.rate
+        )
+        save_checkpoint(model, student, out)
+        return out
+    out.mkdir()
+    everything = CalibrationSet.load(data / "calibration")
+    trained = {name: everything.validation[name] for name in ("wiki", "c4")}
+    curriculum = Curriculum(everything.calibration, trained, TeacherCache.open(data / "teacher"))
+    config = Distill(tokens=job.tokens, seed=job.seed, learning_rate=3e-5 if job.selection == "dense" else 3e-4)
+    distill_checkpoint(student, out, curriculum, config, resolve_device(Runtime()), work / "checkpoints")
+    return out
+
+
+def _tasks(model: Path, data: Path) -> dict[str, Any]:
+    """Score of each packaged task, with the standard error."""
+    import torch
+
+    from sparsekd.evaluation.lm_eval_adapter import run_tasks
+    from sparsekd.models import load_model, load_tokenizer
+
+    benchmarks = data / "raw/benchmarks"
+    config = Evaluate(tasks=tuple(sorted(file.stem for file in benchmarks.glob("*.arrow"))))
+    loaded = load_model(model, torch.bfloat16)
+    with tempfile.TemporaryDirectory() as out:
+        found = run_tasks(loaded, load_tokenizer(model), config, Path(out) / "out", benchmarks).tasks
+    return {name: {"value": score.value, "stderr": score.stderr} for name, score in found.items()}
+
+
+def read(file: Path) -> dict[Job, dict[str, Any]]:
+    """What has been measured, by job."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return {Job(**{key: line[key] for key in Job.__dataclass_fields__}): line for line in lines}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the data folder of a finished run")
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON lines that results are added to")
+    parser.add_argument("--hours", type=float, default=24.0, help="begin no job after so many hours")
+    parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        prepare_process(Runtime())
+        use_threads(Runtime())
+        print(json.dumps(run_job(Job(**json.loads(arguments.job)), arguments.data)))
+        return
+    if arguments.table:
+        from benchmarks.peers_table import tables
+
+        print(tables(read(arguments.out)))
+        return
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for job in jobs():
+        if job in read(arguments.out) or time.monotonic() - started > 3600 * arguments.hours:
+            continue
+        command = [sys.executable, "-m", "benchmarks.peers", "--data", str(arguments.data), "--job"]
+        done = subprocess.run([*command, json.dumps(asdict(job))], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"{job} ended with {done.returncode}; run again to go on with it.")
+        line = json.loads(done.stdout.splitlines()[-1])
+        with arguments.out.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(f"{job}: {sum(line['seconds'].values()):.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
