@@ -96,8 +96,9 @@ class Watched:
         command = [sys.executable, "-m", "benchmarks.big_model", *sys.argv[1:], "--prune", str(out)]
         self.started = time.monotonic()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.peaks: dict[str, int] = {}
-        self.at: dict[str, int] = {}
+        self.anonymous: dict[int, int] = {}
+        """Peak by how many layers were done."""
+        self.file = 0
         self.done = 0
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -112,12 +113,10 @@ class Watched:
                 continue
             values = json.loads(line)
             if "layer" in values:
+                peak = self.anonymous.get(self.done, 0) / 1e9
                 self.done = int(values["layer"])
                 layers.append(values["seconds"])
-                print(
-                    f"layer {self.done}: {values['seconds']:.0f} s, peak {self.peaks['RssAnon'] / 1e9:.2f} GB",
-                    flush=True,
-                )
+                print(f"layer {self.done}: {values['seconds']:.0f} s, peak {peak:.2f} GB", flush=True)
                 if self.done == kill_after:
                     self.process.kill()
         code = self.process.wait()
@@ -128,9 +127,9 @@ class Watched:
         return {
             "seconds": time.monotonic() - self.started,
             "seconds_a_layer": sorted(spans)[len(spans) // 2] if spans else None,
-            "peak_anonymous_bytes": self.peaks["RssAnon"],
-            "peak_after_layers": self.at["RssAnon"],
-            "peak_file_bytes": self.peaks["RssFile"],
+            "peak_anonymous_bytes": max(self.anonymous.values()),
+            "peak_anonymous_bytes_by_layers_done": self.anonymous,
+            "peak_file_bytes": self.file,
             "said": said,
         }
 
@@ -143,8 +142,10 @@ class Watched:
                 return
             for line in lines:
                 name, _, value = line.partition(":")
-                if name in ("RssAnon", "RssFile") and (size := 1024 * int(value.split()[0])) > self.peaks.get(name, -1):
-                    self.peaks[name], self.at[name] = size, self.done
+                if name == "RssAnon":
+                    self.anonymous[self.done] = max(self.anonymous.get(self.done, 0), 1024 * int(value.split()[0]))
+                elif name == "RssFile":
+                    self.file = max(self.file, 1024 * int(value.split()[0]))
             time.sleep(_SAMPLE_SECONDS)
 
 
@@ -183,14 +184,11 @@ def main() -> None:
         runs["resumed"] = Watched(folder / "again").run()
         runs["same_bytes"] = weights(folder / "again") == weights(folder / "pruned")
     print(f"\nmodel: {size / 1e9:.2f} GB in bfloat16, {arguments.layers} layers; {arguments.tokens} tokens\n")
-    print("| run | seconds | seconds a layer | peak anonymous memory | after layers |\n|---|---|---|---|---|")
+    print("| run | seconds | seconds a layer | peak anonymous memory |\n|---|---|---|---|")
     for name, run in runs.items():
         if isinstance(run, dict):
             each = f"{run['seconds_a_layer']:.1f}" if run["seconds_a_layer"] else ""
-            print(
-                f"| {name} | {run['seconds']:.0f} | {each} | {run['peak_anonymous_bytes'] / 1e9:.2f} GB "
-                f"| {run['peak_after_layers']} |"
-            )
+            print(f"| {name} | {run['seconds']:.0f} | {each} | {run['peak_anonymous_bytes'] / 1e9:.2f} GB |")
     result = {"model_bytes": size, **{name: getattr(arguments, name) for name in sizes}, **runs}
     print(json.dumps(result, indent=1))
     if arguments.json:

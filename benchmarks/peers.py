@@ -101,15 +101,8 @@ def _calibration(job: Job, data: Path) -> Any:
     packed = CalibrationSet.load(data / "calibration").calibration
     if job.seed == 0:
         return packed
-    order = _order(len(packed.input_ids), job.seed)
-    assert isinstance(order, torch.Tensor)
+    order = torch.randperm(len(packed.input_ids), generator=torch.Generator().manual_seed(job.seed))
     return Packed(packed.input_ids[order], packed.document[order])
-
-
-def _order(sequences: int, seed: int) -> Any:
-    import torch
-
-    return torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
 
 
 def _pruned(job: Job, data: Path, work: Path) -> Path:
@@ -144,13 +137,11 @@ def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
     from sparsekd.models import load_model, save_checkpoint
 
     out = work / "distilled"
-    packed = _calibration(job, data)
     if job.selection == "optipfair":
         from benchmarks import optipfair_peer
 
-        model = optipfair_peer.distill(
-            load_model(student), load_model(data / "raw/model"), packed.head(job.tokens).input_ids, job.rate
-        )
+        ids = _calibration(job, data).head(job.tokens).input_ids
+        model = optipfair_peer.distill(load_model(student), load_model(data / "raw/model"), ids, job.rate)
         save_checkpoint(model, student, out)
         return out
     out.mkdir()

@@ -45,25 +45,13 @@ def work(name: str, arguments: argparse.Namespace) -> Any:
     return workloads.step(arguments.data, variant, 6 if quick else 16, 3)
 
 
-def start(name: str, quick: bool, data: Path, tokens: int) -> Any:
+def start(name: str) -> Any:
     """The same in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.roofline",
-        "--work",
-        name,
-        "--data",
-        str(data),
-        "--tokens",
-        str(tokens),
-    ]
+    command = [sys.executable, "-m", "benchmarks.roofline", *sys.argv[1:], "--work", name]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     busy = _busy_core() if name.endswith("busy core") else None
     try:
-        done = subprocess.run(
-            [*command, *(["--quick"] if quick else [])], env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     finally:
         if busy:
             busy.kill()
@@ -158,13 +146,12 @@ def main() -> None:
         print(json.dumps(work(arguments.work, arguments)))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    more = arguments.quick, arguments.data, arguments.tokens
     rounds = 1 if arguments.quick else arguments.rounds
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in STEPS}
     for _ in range(rounds):
         for name in STEPS:
-            steps[name].append(start(name, *more))
-    found = {name: start(name, *more) for name in ("teacher", "evaluate", "growth", "prune")}
+            steps[name].append(start(name))
+    found = {name: start(name) for name in ("teacher", "evaluate", "growth", "prune")}
     goals = summarise(found, steps)
     result = {"quick": arguments.quick, "ratios": goals, "work": found, "steps": steps}
     (arguments.out / "roofline.json").write_text(json.dumps(result, indent=2) + "\n")

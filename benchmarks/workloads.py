@@ -21,6 +21,7 @@ from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.trainer import Lesson
 from sparsekd.evaluation import lm_eval_adapter, shared_context
+from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import final_hidden, lm_head, load_model, load_tokenizer
 from sparsekd.pruning import walk
 
@@ -52,12 +53,11 @@ class Clock:
 
 
 @torch.inference_mode()
-def _forward(model: PreTrainedModel, input_ids: torch.Tensor, batch: int, autocast: bool = True) -> Clock:
+def _forward(model: PreTrainedModel, input_ids: torch.Tensor, batch: int, autocast: bool = True) -> None:
     """A bare forward pass, final hidden states thrown away."""
-    with Clock() as clock, torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         for ids in torch.split(input_ids, batch):
             final_hidden(model, ids)
-    return clock
 
 
 def teacher(data: Path, tokens: int, rounds: int) -> Figures:
@@ -70,8 +70,8 @@ def teacher(data: Path, tokens: int, rounds: int) -> Figures:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder, ours:
             write_teacher_cache(model, alone, Path(folder), Teacher(batch_size=_BATCH), say=lambda _: None)
-        once = _forward(model, part.input_ids, _BATCH)
-        bare.wall, bare.cpu = bare.wall + once.wall, bare.cpu + once.cpu
+        with bare:
+            _forward(model, part.input_ids, _BATCH)
     count = part.tokens * rounds
     model.set_attn_implementation("eager")
     found = products(lambda: _forward(model, part.input_ids[:_BATCH], _BATCH))
@@ -89,7 +89,8 @@ def prune(data: Path, tokens: int) -> Figures:
         with solves:
             return plain(*arguments)
 
-    bare = _forward(dense, part.input_ids, Prune().batch_size)
+    with Clock() as bare:
+        _forward(dense, part.input_ids, Prune().batch_size)
     model = copy.deepcopy(dense)
     walk.prune_layer = timed
     try:
@@ -105,7 +106,7 @@ def prune(data: Path, tokens: int) -> Figures:
 
 
 def _width(model: PreTrainedModel, share: float) -> int:
-    return int(walk.feed_forwards(model)[0].width * share)
+    return int(feed_forwards(model)[0].width * share)
 
 
 def step(data: Path, variant: str, steps: int, warmup: int, batch: int = 1) -> Figures:
@@ -202,7 +203,8 @@ def evaluate(data: Path, rows: int) -> Figures:
         shared_context.SharedContextLM._loglikelihood_tokens = plain  # type: ignore[method-assign]
     sequences = packed.input_ids[: max(config.batch_size, needed // packed.input_ids.shape[1])]
     _forward(model, sequences[: config.batch_size], config.batch_size, autocast=False)
-    bare = _forward(model, sequences, config.batch_size, autocast=False)
+    with Clock() as bare:
+        _forward(model, sequences, config.batch_size, autocast=False)
     model.set_attn_implementation("eager")
     batch = sequences[: config.batch_size]
     found = products(lambda: _forward(model, batch, config.batch_size, autocast=False))
@@ -240,8 +242,10 @@ def growth(tokens: int, layers: int, width: int, sequence: int) -> Figures:
         model = _random_llama(depth, neurons)
         ids = torch.randint(0, model.config.vocab_size, (count // sequence, sequence))
         _forward(model, ids[:1], _BATCH)  # warm
-        forward = _forward(model, ids, _BATCH)
-        training = _train(model, ids)
+        with Clock() as forward:
+            _forward(model, ids, _BATCH)
+        with Clock() as training:
+            _train(model, ids)
         with Clock() as pruning:
             walk.prune_model(model, ids, neurons * 3 // 4, Prune())
         seconds = {"forward": forward.wall, "training": training.wall, "prune": pruning.wall}
@@ -249,16 +253,14 @@ def growth(tokens: int, layers: int, width: int, sequence: int) -> Figures:
     return {"rows": rows}
 
 
-def _train(model: PreTrainedModel, input_ids: torch.Tensor) -> Clock:
+def _train(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """Forward and backward passes of the decoder, feed-forward blocks and norms trained, without the LM head."""
     student.freeze_all_but_ffn_and_norms(model)
-    with Clock() as clock:
-        for ids in torch.split(input_ids, 1):
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = final_hidden(model, ids)
-            hidden.backward(torch.ones_like(hidden))  # type: ignore[no-untyped-call]
-            model.zero_grad(set_to_none=True)
-    return clock
+    for ids in torch.split(input_ids, 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = final_hidden(model, ids)
+        hidden.backward(torch.ones_like(hidden))  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
 
 
 def _random_llama(layers: int, width: int) -> PreTrainedModel:

@@ -1,1 +1,5 @@
 """What runs in which order, and the `sparsekd` command."""
+
+from tasks.quick import quicken
+
+quicken()

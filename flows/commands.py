@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from sparsekd.errors import StageError
@@ -16,7 +15,7 @@ _NOBODY = {"NAME": "sparsekd", "EMAIL": "sparsekd@localhost"}
 
 def git(root: Path, *arguments: str) -> str:
     """What `git …` prints in `root`. Raises StageError with its complaint."""
-    return _run(["git", *arguments], root, dict(os.environ))
+    return _run(["git"], arguments, root, dict(os.environ))
 
 
 def try_git(root: Path, *arguments: str) -> str | None:
@@ -28,8 +27,8 @@ def try_git(root: Path, *arguments: str) -> str | None:
 
 def dvc(root: Path, *arguments: str) -> str:
     """What `dvc …` prints in `root`. Raises StageError with its complaint."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    return _run(command, root, {**environment.settings(root), **_identity(root), **os.environ})
+    program = environment.dvc_command("--wait-for-lock")
+    return _run(program, arguments, root, {**environment.settings(root), **_identity(root), **os.environ})
 
 
 def _identity(root: Path) -> dict[str, str]:
@@ -40,13 +39,14 @@ def _identity(root: Path) -> dict[str, str]:
     return {f"{role}_{part}": value for role in roles for part, value in _NOBODY.items()}
 
 
-def _run(command: list[str], root: Path, variables: dict[str, str]) -> str:
+def _run(program: list[str], arguments: tuple[str, ...], root: Path, variables: dict[str, str]) -> str:
+    command = [*program, *arguments]
     done = subprocess.run(
         command, cwd=root, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        shown = "git" if command[0] == "git" else "dvc"
-        verb = next(word for word in command[1:] if not word.startswith("-") and word != "dvc")
+        shown = "git" if program == ["git"] else "dvc"
+        verb = next(word for word in arguments if not word.startswith("-"))
         fault = " ".join((done.stderr or done.stdout).replace("ERROR: ", "").split())
         raise StageError(f"`{shown} {verb}` failed in {root}: {fault[:400]}")
     return done.stdout.strip()

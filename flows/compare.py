@@ -26,8 +26,7 @@ def compare(plan: Plan, flow_run_id: str | None) -> list[Result]:
     (plan.folder / "results.json").write_text(json.dumps(tradeoff.to_json(found), indent=2) + "\n")
     (plan.folder / "table.md").write_text(f"{table}\n")
     drawing = tradeoff.picture(found)
-    picture = drawing.write(plan.folder) if drawing else None
-    shown = f"\n\n{embedded(plan.folder / 'trade_off.png', picture.alt)}" if picture else ""
+    shown = f"\n\n{embedded(drawing.write_png(plan.folder), drawing.alt)}" if drawing else ""
     create_markdown_artifact(key="trade-off", markdown=f"## {plan.name}\n\n{table}{shown}", description=plan.name)
     _track(plan, flow_run_id)
     return found

@@ -32,8 +32,7 @@ def _picture(summary: Summary) -> list[str]:
     if drawing is None:
         return []
     with tempfile.TemporaryDirectory() as folder:
-        picture = drawing.write(Path(folder))
-        return [embedded(Path(folder) / f"{picture.name}.png", picture.alt)]
+        return [embedded(drawing.write_png(Path(folder)), drawing.alt)]
 
 
 def embedded(picture: Path, alt: str) -> str:

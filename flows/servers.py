@@ -69,9 +69,10 @@ def start_prefect(root: Path, port: int, ui: bool, host: str = HOST) -> Server:
 
 def start_mlflow(root: Path, port: int) -> Server:
     """MLflow's pages over mlflow/mlflow.db, with the settings in mlflow/server.env."""
-    from tasks.tracking.store import create_database
+    if not (root / "mlflow" / "mlflow.db").is_file():  # else MLflow need not load here too
+        from tasks.tracking.store import create_database
 
-    create_database(root)
+        create_database(root)
     command = ["-m", "mlflow", "--env-file", "mlflow/server.env", "server"]
     return _start(root, "mlflow", f"http://{HOST}:{port}", command, {"MLFLOW_HOST": HOST, "MLFLOW_PORT": str(port)})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sparsekd.errors import ConfigError, StageError
-from tasks.environment import settings
+from tasks.environment import dvc_command, settings
 from tasks.graph import StageSpec, downstream_closure, read_graph
 from tasks.process import select
 from tasks.tracking.pending import marker_path
@@ -61,9 +60,13 @@ def staleness(root: Path, values: dict[str, Any]) -> Staleness:
 def _dvc_status(root: Path) -> dict[str, Any]:
     if not (root / ".dvc").is_dir():
         raise ConfigError(f"{root} has no .dvc directory; get it back with `git checkout .dvc`, or run `dvc init`.")
-    command = [sys.executable, "-m", "dvc", "status", "--json"]
     done = subprocess.run(
-        command, cwd=root, env={**settings(root), **os.environ}, capture_output=True, text=True, check=False
+        dvc_command("status", "--json"),
+        cwd=root,
+        env={**settings(root), **os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
         status: dict[str, Any] = json.loads(done.stdout)

@@ -20,6 +20,7 @@ from sparsekd.evaluation.packaged_tasks import check_tasks
 from sparsekd.pruning.budget import describe_reduction
 from sparsekd.runtime import prepare_process
 from sparsekd.sources import model_config, resolve_text
+from tasks.quick import about_to_compute
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Options:
         config = params.with_settings(params.load_preset(self.preset), options, "your command line")
         config = params.with_settings(config, self.settings or [], "your -S options")
         prepare_process(config.runtime)
+        about_to_compute()
         return config
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sparsekd.errors import ArtifactError
+from sparsekd.errors import ArtifactError, ResourceError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -138,6 +138,14 @@ def replace_directory(new: Path, old: Path) -> None:
         os.replace(old, aside)
     os.replace(new, old)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_disk(directory: Path, needed: int, demand: str) -> None:
+    """Make `directory` and raise ResourceError where fewer than `needed` bytes are free; `demand` says what for."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise ResourceError(f"{directory} has {free / 1e9:.1f} GB free; {demand}. Free some space and run again.")
 
 
 def forget_work(directory: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsekd.config import Runtime
 from sparsekd.errors import ResourceError
@@ -32,12 +32,16 @@ def prepare_process(runtime: Runtime) -> None:
     _mallopt((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 * 2**20))
 
 
-def return_large_blocks() -> None:
-    """From now on give freed blocks of 32 MB and more back to the kernel, against what `prepare_process` says.
+def release_memory() -> None:
+    """Give freed memory back to the kernel, now, and from now on blocks of 32 MB and more as soon as they are free.
 
-    For work whose blocks are few, large and of many sizes: kept, what is free between them adds up to a gigabyte.
+    Takes back what `prepare_process` says, for work whose blocks are few, large and of many sizes: what is free between
+    them adds up, to gigabytes after some layers of a large model. A no-op where the C library has no such functions.
     """
     _mallopt((_M_MMAP_MAX, 65_536), (_M_MMAP_THRESHOLD, 32 * 2**20))
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _mallopt(*settings: tuple[int, int]) -> None:
@@ -63,6 +67,17 @@ def resolve_device(runtime: Runtime) -> torch.device:
             "or install a CUDA build (`rm -rf .venv && make setup TORCH_INDEX=URL`)."
         )
     return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What of this process and its machine the bits of a result depend on."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def use_threads(runtime: Runtime) -> None:

@@ -1,9 +1,6 @@
 """Stage distill: the pruned model matches the dense model's distribution from the teacher cache."""
 
-import os
-from pathlib import Path
-
-from tasks.process import CHECKPOINTS_VARIABLE, Stage, run_stage
+from tasks.process import Stage, run_stage
 
 
 def distill(stage: Stage) -> None:
@@ -30,8 +27,8 @@ def distill(stage: Stage) -> None:
         ),
         stage.config.distill,
         resolve_device(stage.config.runtime),
-        Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / "distill",
-        " ".join(artifact.manifest.sha256() for artifact in stage.inputs.values()),
+        stage.checkpoints,
+        stage.identity,
         stage.progress,
         stage.say,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sparsekd.errors import ResourceError
 from tasks.process import CHECKPOINTS_VARIABLE, PROGRESS_VARIABLE
+from tasks.quick import QUICK
 from tasks.state import progress_path
 
 ROOT_VARIABLE = "SPARSEKD_HOME"
@@ -73,6 +74,11 @@ def stage_environment(root: Path, stage: str) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(link_folder() / "inductor"),
         PROGRESS_VARIABLE: str(progress_path(root, stage)),
     }
+
+
+def dvc_command(*arguments: str) -> list[str]:
+    """`dvc arguments…`, for a process in any workspace of this checkout."""
+    return [python(), "-P", str(QUICK), "dvc", *arguments]
 
 
 def python() -> str:

@@ -25,6 +25,7 @@ from sparsekd.config import RunConfig, parse_config
 from sparsekd.errors import ConfigError, ResourceError, SparseKDError, StageError
 from sparsekd.runtime import prepare_process
 from tasks.graph import StageSpec, stage_by_command
+from tasks.quick import leave_quickly
 
 PARAMS = Path("params.yaml")
 PROGRESS_VARIABLE = "SPARSEKD_PROGRESS"
@@ -52,6 +53,16 @@ class Stage:
         """What the manifest records beside the files."""
         return self.draft.facts
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of this stage's resumable work."""
+        return Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / self.spec.name
+
+    @property
+    def identity(self) -> str:
+        """The hashes of all inputs: resumable work belongs to them."""
+        return " ".join(artifact.manifest.sha256() for artifact in self.inputs.values())
+
     def artifact(self, path: str) -> Artifact:
         """The verified input at `path`, which dvc.yaml must list as a dependency of this stage."""
         return self.inputs[path]
@@ -72,6 +83,7 @@ class Stage:
 
 def run_stage(command: list[str], work: Callable[[Stage], None]) -> NoReturn:
     """Run `work` as the stage with this command and exit: 0 done, 2 for an error the user can mend."""
+    leave_quickly()
     try:
         with _full_disk_named():
             _run(stage_by_command(command), work)

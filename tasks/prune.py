@@ -1,9 +1,6 @@
 """Stage prune: neurons are selected and the rest is refitted, layer by layer."""
 
-import os
-from pathlib import Path
-
-from tasks.process import CHECKPOINTS_VARIABLE, Stage, run_stage
+from tasks.process import Stage, run_stage
 
 
 def prune(stage: Stage) -> None:
@@ -21,8 +18,8 @@ def prune(stage: Stage) -> None:
         data.calibration,
         stage.config.prune,
         resolve_device(stage.config.runtime),
-        Path(os.environ.get(CHECKPOINTS_VARIABLE, ".checkpoints")) / "prune",
-        " ".join(artifact.manifest.sha256() for artifact in stage.inputs.values()),
+        stage.checkpoints,
+        stage.identity,
         stage.progress,
         stage.say,
     )

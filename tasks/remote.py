@@ -21,6 +21,7 @@ from tasks.content import content_key
 from tasks.environment import python, stage_environment
 from tasks.graph import StageSpec
 from tasks.groups import end_group, start_group
+from tasks.quick import QUICK
 from tasks.state import FOLDER, read_json, write_json
 
 PUSH = Path(__file__).with_name("push.py")
@@ -152,7 +153,7 @@ def _lost_path(root: Path) -> Path:
 
 def push(root: Path, stages: list[str]) -> str:
     """Send the outputs and the run-cache entries of `stages`; why that failed, or ""."""
-    command = [python(), "-P", str(PUSH), *stages]
+    command = [python(), "-P", str(QUICK), str(PUSH), *stages]
     group = start_group(command, root=root, name=stages[0], env=environment(root, stages[0]))
     timer = threading.Timer(_PUSH_SECONDS, end_group, [group.id])
     timer.start()
@@ -167,7 +168,7 @@ def check(root: Path) -> str:
     """Whether the default remote answers; why not, or "". Takes some seconds."""
     try:
         done = subprocess.run(
-            [python(), "-P", str(PUSH)],
+            [python(), "-P", str(QUICK), str(PUSH)],
             cwd=root,
             env=environment(root, "remote"),
             stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Literal, TextIO
 
 from sparsekd.errors import StageError
-from tasks.environment import python, stage_environment
+from tasks.environment import dvc_command, stage_environment
 from tasks.graph import StageSpec
 from tasks.groups import start_group
 from tasks.recorded import check_recorded
@@ -143,7 +143,7 @@ def _run_until_not_busy(
 def _run_once(
     root: Path, spec: StageSpec, log: Path, on_line: Callable[[str], None], pull: bool
 ) -> tuple[_Reading, int]:
-    command = [python(), "-m", "dvc", "--wait-for-lock", "repro", *["--pull"] * pull, "--single-item", spec.name]
+    command = dvc_command("--wait-for-lock", "repro", *["--pull"] * pull, "--single-item", spec.name)
     env = remote_environment(root, spec.name) if pull else stage_environment(root, spec.name)
     reading = _Reading(on_line)
     with _Log(log) as stream:

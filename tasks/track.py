@@ -79,13 +79,15 @@ def track(
     uri = resolve_uri(home, uri)
     with contextlib.ExitStack() as stack:
         stack.enter_context(patient())
+        # Outputs that are at fault are refused before MLflow loads, which takes seconds; but not before what waits
+        record = None if pending.waiting(home) else collect(root, flow_run_id, durations, name)
         try:
             stack.enter_context(locked(home / FOLDER / "track.lock"))
             store = _open(uri)
         except Exception as error:  # whatever a store or its driver raises: a compression does not fail for it
-            return _wait(home, root, collect(root, flow_run_id, durations, name), uri, error)
+            return _wait(home, root, record or collect(root, flow_run_id, durations, name), uri, error)
         earlier = _log_waiting(home, store)
-        record = collect(root, flow_run_id, durations, name)
+        record = record or collect(root, flow_run_id, durations, name)
         try:
             result = _log(home, root, store, record, uri)
         except ArtifactError:  # the outputs are at fault, not the store

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+# Or every child compiles this repository's modules anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",

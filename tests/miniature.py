@@ -25,6 +25,7 @@ import yaml
 from flows.commands import git
 from flows.workspace import experiments
 from tasks.cache import dvc_objects
+from tasks.environment import dvc_command
 from tasks.graph import StageSpec, read_graph
 from tests.databases import copy_prefect_database
 
@@ -174,7 +175,7 @@ def make_miniature(path: Path) -> Miniature:
     shutil.copy(CHECKOUT / "mlflow" / "server.env", path / "mlflow")
     quietly = {"check": True, "cwd": path, "stdout": subprocess.DEVNULL}
     subprocess.run(["git", "init", "-q", "."], **quietly)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], **quietly)
+    subprocess.run(dvc_command("init", "-q"), **quietly)
     (path / ".dvcignore").write_text("__pycache__\n*.partial\n*.old\n")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "add", "."], **quietly)

@@ -13,6 +13,7 @@ from typing import Any
 
 from flows import params, params_text
 from sparsekd.artifacts import writing
+from tasks.environment import dvc_command
 from tests.tiny_models import make_documents, make_tokenizer, write_model
 
 HOUSE = Path(__file__).parents[1]
@@ -60,9 +61,7 @@ def make_tiny_checkout(root: Path, settings: Iterable[str] = ()) -> Path:
 
 def dvc(root: Path, *arguments: str) -> str:
     """What `dvc arguments…` prints in the checkout."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, env=environment(), capture_output=True, text=True
-    )
+    done = subprocess.run(dvc_command(*arguments), cwd=root, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekd.artifacts import library_versions
+from sparsekd.artifacts import library_versions, require_disk
 from sparsekd.calibration.packing import CalibrationSet, Packed
 from sparsekd.config import Distill, Divergence
 from sparsekd.distillation.curve import write_curve
@@ -37,9 +36,10 @@ from sparsekd.distillation.targets import Online, cached
 from sparsekd.distillation.teacher import TeacherCache
 from sparsekd.distillation.teacher.cache import CALIBRATION
 from sparsekd.distillation.trainer import Lesson, Trainer
-from sparsekd.errors import ArtifactError, ResourceError
+from sparsekd.errors import ArtifactError
 from sparsekd.models import count_parameters, lm_head, load_model, save_checkpoint
 from sparsekd.progress import Progress, silent
+from sparsekd.runtime import conditions
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def train(
         "trained_parameters": sum(p.numel() for p in chosen.values()),
         "warnings": [warning] if warning else [],
     }
-    conditions = _conditions(device, compiled, config) | strategy.conditions()
-    store = CheckpointStore(place, conditions, strategy)
+    made_under = _conditions(device, compiled, config) | strategy.conditions()
+    store = CheckpointStore(place, made_under, strategy)
     if strategy.leads:
         _require_disk(place.parent, facts["trained_parameters"])
     head = lm_head(model).to(device)
@@ -170,19 +170,13 @@ def train(
         "tokens": position.curve[-1]["tokens"],
         "best_step": position.best_step or position.step,
     }
-    return Trained(_gathered(parameters, strategy.leads), position.curve, reached | facts | conditions)
+    return Trained(_gathered(parameters, strategy.leads), position.curve, reached | facts | made_under)
 
 
 def _conditions(device: torch.device, compiled: bool, config: Distill) -> dict[str, Any]:
     """All that the bits depend on beside configuration and inputs."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "precision": config.precision,
-        "compiled": compiled,
-        "torch": library_versions()["torch"],
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+    settled = {"precision": config.precision, "compiled": compiled, "torch": library_versions()["torch"]}
+    return conditions(device) | settled
 
 
 def _key(config: Distill, identity: str) -> str:
@@ -200,13 +194,8 @@ def head_terms(compiled: bool, divergence: Divergence = "forward_kl") -> tuple[T
 
 def _require_disk(directory: Path, trained: int) -> None:
     """A checkpoint holds weights and two moments; old and new stand side by side for a moment, the best beside them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    needed, free = 4 * trained * (3 + 3 + 1), shutil.disk_usage(directory).free
-    if free < needed:
-        raise ResourceError(
-            f"{directory} has {free / 1e9:.1f} GB free; resumable checkpoints need {needed / 1e9:.1f} GB. "
-            "Free some space and run again."
-        )
+    needed = 4 * trained * (3 + 3 + 1)
+    require_disk(directory, needed, f"resumable checkpoints need {needed / 1e9:.1f} GB")
 
 
 def _gathered(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ that it runs offline. lm-eval is not imported to check names.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.util
 import re
@@ -74,9 +75,7 @@ def _names_below(directory: Path, pattern: re.Pattern[str] = _NAME) -> set[str]:
 
 
 def _refuse(unknown: Sequence[str], include_path: str | None) -> None:
-    from lm_eval.tasks import TaskManager
-
-    known = TaskManager(include_path=include_path).all_tasks
+    known = _indexed(include_path)
     for task in unknown:
         if task not in known:
             # a typing error in a packaged name is likelier than one in the 14,000 others
@@ -88,6 +87,14 @@ def _refuse(unknown: Sequence[str], include_path: str | None) -> None:
                 f"evaluate.tasks names {task!r}, which lm-eval does not have; {meant} Edit params.yaml, or give "
                 "evaluate.include_path a directory that defines it."
             )
+
+
+@functools.cache
+def _indexed(include_path: str | None) -> list[str]:
+    """All tasks that lm-eval finds: it takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return list(TaskManager(include_path=include_path).all_tasks)
 
 
 def packaged_rows(directory: Path | None, task: str) -> list[Path]:

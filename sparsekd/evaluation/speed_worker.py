@@ -6,6 +6,7 @@ One JSON object a line: first the settings come in and what the model costs goes
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -177,6 +178,7 @@ def main() -> None:
     """Answer on the original stdout; what libraries print there goes to stderr."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # even while it is stopped
+    atexit.register(gc.freeze)  # a model and its libraries are not taken apart piece by piece at the end
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())

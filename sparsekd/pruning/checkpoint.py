@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparsekd.artifacts import library_versions
+from sparsekd.artifacts import library_versions, require_disk
 from sparsekd.calibration.packing import Packed
 from sparsekd.config import Prune
-from sparsekd.errors import ResourceError
 from sparsekd.feed_forward import set_width
 from sparsekd.models import count_parameters, declared_dtype, read_config, reduction, save_checkpoint
 from sparsekd.progress import Progress, silent
@@ -22,7 +20,7 @@ from sparsekd.pruning.budget import resolve_budget
 from sparsekd.pruning.state import WalkStore
 from sparsekd.pruning.streamed import StreamedLayers
 from sparsekd.pruning.walk import prune_layers, write_layers
-from sparsekd.runtime import return_large_blocks
+from sparsekd.runtime import conditions
 
 
 def prune_checkpoint(
@@ -43,16 +41,19 @@ def prune_checkpoint(
     `identity`, which stands for the model (a hash of it).
     """
     width = resolve_budget(config, read_config(dense))
-    return_large_blocks()
     input_ids = calibration.head(config.statistics_tokens).input_ids
     text = json.dumps(
         [config.model_dump(mode="json"), identity, hashlib.sha256(input_ids.numpy().tobytes()).hexdigest()]
     )
-    store = WalkStore(work / hashlib.sha256(text.encode()).hexdigest()[:16], _conditions(device))
+    store = WalkStore(
+        work / hashlib.sha256(text.encode()).hexdigest()[:16], conditions(device) | {"libraries": library_versions()}
+    )
     layers = StreamedLayers(dense, store.directory, device)
     before, old_width = count_parameters(layers.model), layers.blocks[0].width
     streams = 2 * 4 * input_ids.numel() * layers.model.config.hidden_size
-    _require_disk(store.directory, before["total"] * declared_dtype(dense).itemsize + 2 * streams)
+    # the pruned layers stand there until the checkpoint is made of them, and two positions for a moment
+    needed = before["total"] * declared_dtype(dense).itemsize + 2 * streams
+    require_disk(store.directory, needed, f"pruning layer by layer needs {needed / 1e9:.1f} GB there")
     start, reason = store.load()
     if reason:
         say(f"warning: {reason}")
@@ -70,24 +71,3 @@ def prune_checkpoint(
         "parameters": after,
         "reduction": reduction(before, after, width / old_width),
     }
-
-
-def _conditions(device: torch.device) -> dict[str, Any]:
-    """All that the bits depend on beside configuration and inputs."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "libraries": library_versions(),
-    }
-
-
-def _require_disk(directory: Path, needed: int) -> None:
-    """The pruned layers stand there until the checkpoint is made of them, and two positions for a moment."""
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise ResourceError(
-            f"{directory} has {free / 1e9:.1f} GB free; pruning layer by layer needs {needed / 1e9:.1f} GB there. "
-            "Free some space and run again."
-        )

@@ -32,6 +32,7 @@ from sparsekd.errors import ModelError
 from sparsekd.families import family_of
 from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import check_tensors, declared_dtype, empty_model, read_config, whole_model
+from sparsekd.runtime import release_memory
 
 _REST = None
 """The number of what is around the layers: embeddings, final norm, head."""
@@ -46,6 +47,7 @@ class StreamedLayers:
 
     def __init__(self, path: Path, work: Path, device: torch.device) -> None:
         """Read all but the layers. Raises ModelError as models.load_model does."""
+        release_memory()
         values = read_config(path)
         check_tensors(path)
         self._tensors = _by_layer(path, empty_model(values))
@@ -76,6 +78,7 @@ class StreamedLayers:
         _write(layer, self._file(number), self._dtype)
         self._map(layer, number)
         self._loaded = None
+        release_memory()
 
     def put_aside_rest(self) -> None:
         """The same with all but the layers."""
@@ -83,6 +86,7 @@ class StreamedLayers:
             _write(rest, self._file(_REST), self._dtype)
             self._map(rest, _REST)
         self.model.tie_weights()
+        release_memory()
 
     def restore(self, number: int, width: int) -> None:
         """Map a layer that an earlier process has pruned to `width` and put aside."""

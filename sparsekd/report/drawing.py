@@ -87,16 +87,31 @@ class Drawing:
     height: float
     draw: Callable[[Figure], None]
 
+    def write_png(self, out: Path) -> Path:
+        """The PNG file alone, in half the time."""
+        with self._drawn() as figure:
+            return self._png(figure, out)
+
     def write(self, out: Path) -> Picture:
-        with _style():
-            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
-            FigureCanvasAgg(figure)
-            self.draw(figure)
-            figure.savefig(out / f"{self.name}.png", dpi=200, metadata={"Software": None})
+        with self._drawn() as figure:
+            self._png(figure, out)
             stream = io.StringIO()
             empty = {"Date": None, "Creator": None, "Format": None, "Type": None}
             figure.savefig(stream, format="svg", transparent=True, metadata=empty)
         return Picture(self.name, self.title, self.alt, _for_page(stream.getvalue(), self.name))
+
+    @contextmanager
+    def _drawn(self) -> Iterator[Figure]:
+        with _style():
+            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            FigureCanvasAgg(figure)
+            self.draw(figure)
+            yield figure
+
+    def _png(self, figure: Figure, out: Path) -> Path:
+        path = out / f"{self.name}.png"
+        figure.savefig(path, dpi=200, metadata={"Software": None})
+        return path
 
 
 @contextmanager

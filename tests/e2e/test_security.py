@@ -15,6 +15,7 @@ import pytest
 
 from flows.commands import git
 from flows.servers import free_port
+from tests.databases import copy_mlflow_database
 from tests.integration.test_command_line import command
 from tests.miniature import Miniature, make_miniature, started, wait_until
 from tests.prefect_api import ask
@@ -59,6 +60,7 @@ class Guarded:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     root = tmp_path_factory.mktemp("guarded")
     checkout = make_miniature(root / "check out")
+    copy_mlflow_database(checkout.root)
     (root / "allowed").mkdir()
     (root / "secret.txt").write_text("not for everybody " * 500)
     (root / "allowed" / "link.txt").symlink_to(root / "secret.txt")

@@ -22,6 +22,7 @@ from flows.servers import answers, free_port
 from flows.workspace import experiments, left_behind
 from tasks.repro import reproduce
 from tasks.state import read_json
+from tests.databases import copy_mlflow_database
 from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
 from tests.prefect_api import ask
 
@@ -102,6 +103,7 @@ def ready(checkout: Miniature, process: subprocess.Popen[str]) -> Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One `sparsekd serve` for all tests that leave it running."""
     checkout = make_miniature(tmp_path_factory.mktemp("served") / "check out")
+    copy_mlflow_database(checkout.root)
     for name in STAGES:
         reproduce(checkout.root, checkout.graph[name])
     with serve(checkout, "0 3 * * *") as process:

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from flows.lock import run_lock
 from flows.staleness import staleness
 from sparsekd.report import write_report
+from tasks.environment import dvc_command
 from tests.databases import copy_mlflow_database
 from tests.made_up_run import PROMPTS, MadeUpRun
 from tests.miniature import CHECKOUT, Miniature, make_miniature
@@ -70,7 +71,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Miniature:
     (root / "made-up" / "data" / "report").mkdir()
     write_report(artifacts, root / "made-up" / "data" / "report")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=root, env=environment, check=True)
+    subprocess.run(dvc_command("repro", "-q"), cwd=root, env=environment, check=True)
     shutil.copytree(root / "made-up" / "data" / "evaluation", root / "data" / "evaluation")
     return mini
 

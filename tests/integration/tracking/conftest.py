@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.tracking.store import connect, create_database
+from tests.databases import copy_mlflow_database
 from tests.traced_project import Traced, make_traced
 from tests.tracked_project import REPOSITORY, Project, Server, closed_port
 
@@ -40,9 +40,9 @@ def _own_store(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making one takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
+    root = tmp_path_factory.mktemp("database")
+    copy_mlflow_database(root)
+    return root / "mlflow" / "mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Pat
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server, over the database of a checkout in which nothing has run."""
     root = tmp_path_factory.mktemp("served") / "a checkout"
-    (root / "mlflow").mkdir(parents=True)
+    root.mkdir()
+    copy_mlflow_database(root)
     shutil.copy(REPOSITORY / "dvc.yaml", root)
     shutil.copy(REPOSITORY / "mlflow/server.env", root / "mlflow")
-    create_database(root)
     port = closed_port()
     line = [str(Path(sys.executable).with_name("mlflow")), "--env-file", "mlflow/server.env", "server"]
     environment = {**os.environ, "MLFLOW_PORT": str(port)}

@@ -98,7 +98,7 @@ def test_pruning_takes_one_layer_however_many_there_are() -> None:
     deep, deeper = (llama | {"num_hidden_layers": layers} for layers in (28, 56))
     needed = [module.stage_memory(config, model, compressed(config, model))["prune"] for model in (deep, deeper)]
     assert needed[0] == pytest.approx(needed[1], rel=1e-3)
-    assert 4.3e9 < needed[0] < 6e9, "measured: 4.4 GB (benchmarks/big_model.py)"
+    assert 4.3e9 < needed[0] < 6e9, "measured: 4.3 GB (benchmarks/big_model.py)"
 
 
 def test_earlier_runs_correct_the_estimate(tmp_path: Path) -> None:
