@@ -15,7 +15,7 @@ TEST := -m pytest -n auto
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  make compress PRESET=smoke|default|quality ARGS='-S prune.width=0.6'   pass options on to sparsekd compress"
+	@echo "  make compress PRESET=smoke|small|default|quality|gpu|gpus ARGS='-S prune.width=0.6'   pass options on to sparsekd compress"
 
 compress: setup  ## set up, then compress the default model (or go on, or say that nothing changed)
 	@$(BIN)/python -m flows compress $(if $(PRESET),--preset $(PRESET)) $(ARGS)

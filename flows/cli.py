@@ -51,9 +51,13 @@ ModelOver = Annotated[
 ]
 PresetOver = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be; else params.yaml."),
+    typer.Option(
+        "--preset", metavar="smoke|small|default|quality|gpu|gpus", help="How thorough to be; else params.yaml."
+    ),
 ]
-Preset = Annotated[str, typer.Option("--preset", metavar="smoke|default|quality", help="How thorough to be.")]
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="smoke|small|default|quality|gpu|gpus", help="How thorough to be.")
+]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time
     typer.Option("-S", "--set", metavar="stage.key=value", help="Change one setting; repeat for more."),
@@ -81,7 +85,7 @@ def compress(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--preset",
-            metavar="smoke|default|quality",
+            metavar="smoke|small|default|quality|gpu|gpus",
             help="How thorough to be; written to params.yaml. Without it params.yaml is used as it stands.",
         ),
     ] = None,
@@ -293,7 +297,9 @@ def generate(
 def config(
     preset: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--preset", metavar="smoke|default|quality", help="Show this preset instead of params.yaml."),
+        typer.Option(
+            "--preset", metavar="smoke|small|default|quality|gpu|gpus", help="Show this preset instead of params.yaml."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON instead of YAML.")] = False,
     schema: Annotated[

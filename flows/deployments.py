@@ -1,6 +1,6 @@
 """The flows as Prefect deployments, whose forms are generated from the configuration's own models.
 
-`compress/current` shows params.yaml as it stands; `compress/smoke`, `compress/default` and `compress/quality` show what
+`compress/current` shows params.yaml as it stands; `compress/smoke` and so on, one for each preset, show what
 the preset would make of it. What a form shows is what its run writes to the params.yaml of its workspace.
 """
 

@@ -168,7 +168,10 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     hidden, vocabulary, layers = model["hidden_size"], model["vocab_size"], model["num_hidden_layers"]
     length = config.calibrate.sequence_length
     dense, step = 4 * made.dense["total"], config.distill.batch_size * length
-    activations = step * layers * (12 * hidden + 4 * made.new_width) * 4
+    layer = step * (12 * hidden + 4 * made.new_width) * 4
+    activations = step * layers * hidden * 4 + layer if config.distill.activation_checkpointing else layers * layer
+    shared = config.distill.distributed  # with ddp each process has its own weights, with fsdp a share of them
+    processes = max(1, shared.processes)
     statistics = min(config.prune.statistics_tokens, config.calibrate.tokens)
     batch = config.evaluate.batch_size * length
     return {
@@ -179,12 +182,10 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
         + 2 * min(SHARD_BYTES, 2 * hidden * config.calibrate.tokens),
         "prune": _LIBRARIES + walk_bytes(statistics, hidden, made.old_width, layers, made.dense),
         # float32 weights, gradient and two moments of what is trained, four blocks of logits
-        "distill": _LIBRARIES
-        + 4 * made.pruned["total"]
-        + 3 * 4 * made.pruned["ffn"]
-        + activations
-        + (dense if config.teacher.cache == "online" else 0)
-        + 4 * min(step, 512) * vocabulary * 4,
+        "distill": processes * (_LIBRARIES + 4 * min(step, 512) * vocabulary * 4)
+        + (processes if shared.strategy == "ddp" else 1) * (4 * made.pruned["total"] + 3 * 4 * made.pruned["ffn"])
+        + (processes * dense if config.teacher.cache == "online" else 0)
+        + activations,
         # weights in the dtype of the evaluation and in float32, logits of a chunk for both models
         "evaluate": _LIBRARIES
         + made.dense_bytes

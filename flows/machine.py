@@ -50,14 +50,26 @@ def cuda_fault() -> str | None:
     with contextlib.suppress(metadata.PackageNotFoundError):
         if metadata.version("torch").endswith("+cpu"):
             return f"torch {metadata.version('torch')} is built without CUDA"
+    devices = _devices_of_the_driver()
+    if devices is None:
+        return "no NVIDIA driver was found"
+    return None if devices else "the NVIDIA driver shows no device"
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices torch will find here."""
+    return 0 if cuda_fault() else _devices_of_the_driver() or 0
+
+
+def _devices_of_the_driver() -> int | None:
+    """As many as CUDA_VISIBLE_DEVICES leaves; None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "no NVIDIA driver was found"
+        return None
     count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver shows no device"
-    return None
+    failed = driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0
+    return 0 if failed else count.value
 
 
 def git_root(directory: Path) -> Path | None:

@@ -6,6 +6,8 @@ compressed (model, texts) and where (runtime) stay as they are when a preset is 
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,14 +22,14 @@ from ruamel.yaml.error import YAMLError
 from flows.commands import git
 from flows.params_text import edit_text, plain
 from flows.workspace import find_revision
-from sparsekd.config import BUDGETS, RunConfig, field_annotation, parse_config, valid_keys
+from sparsekd.config import BUDGETS, RunConfig, field_annotation, flat, parse_config, valid_keys
 from sparsekd.errors import ConfigError
 from sparsekd.sources import catalogue
 from tasks.corpora import recorded
 from tasks.environment import checkout_root
 from tasks.process import read_params
 
-PRESETS = ("smoke", "default", "quality")
+PRESETS = ("smoke", "small", "default", "quality", "gpu", "gpus")
 KEPT_SECTIONS = ("runtime", "model", "texts")
 """Sections that no preset sets."""
 RESOLVED = {"model.revision", "texts.revisions", "evaluate.include_revision"}
@@ -156,10 +158,7 @@ def load_preset(name: str, root: Path | None = None) -> RunConfig:
 
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Every setting as `{stage.key: value}`, tuples as lists."""
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+    return flat(config.model_dump(mode="json"))
 
 
 def sections(config: RunConfig) -> dict[str, Any]:
@@ -177,12 +176,10 @@ def differences(before: RunConfig, after: RunConfig) -> list[Change]:
 
 def changes_of_file(root: Path, config: RunConfig) -> list[Change]:
     """What params.yaml must change to say `config` in full: DVC refuses a file that lacks a setting it depends on."""
-    values = read_params(root / "params.yaml")
+    written = flat(read_params(root / "params.yaml"))
     changes = []
     for key, after in flatten(config).items():
-        section, _, name = key.rpartition(".")
-        held = (values.get(section) or {}) if section else values
-        before = held.get(name, _ABSENT)
+        before = written.get(key, _ABSENT)
         if before is _ABSENT or before != after:
             changes.append(Change(key, before, after))
     return changes
@@ -213,9 +210,9 @@ def with_settings(config: RunConfig, settings: list[str], source: str = "params.
     named = {setting.partition("=")[0].strip() for setting in settings}
     for setting in settings:
         key, value = parse_setting(setting)
-        section, _, name = key.rpartition(".")
-        target = values[section] if section else values
-        if section == "prune" and name in BUDGETS and value is not None:  # the one that held so far holds no more
+        *sections, name = key.split(".")
+        target = functools.reduce(operator.getitem, sections, values)
+        if sections == ["prune"] and name in BUDGETS and value is not None:  # the one that held so far holds no more
             target |= {other: None for other in BUDGETS if f"prune.{other}" not in named}
         same = target[name] == (tuple(value) if isinstance(value, list) else value)
         target[name] = value
@@ -248,7 +245,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"-S {text!r} is no setting; write -S stage.key=value, such as -S prune.width=0.5.")
     annotation = field_annotation(key)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        raise ConfigError(f"{key} is a section; set one of {', '.join(f'{key}.{name}' for name in valid_keys([key]))}.")
+        raise ConfigError(
+            f"{key} is a section; set one of {', '.join(f'{key}.{name}' for name in valid_keys(key.split('.')))}."
+        )
     if key == "preset":
         raise ConfigError(f"preset is not set with -S; write --preset {raw}.")
     options = get_args(annotation)

@@ -28,10 +28,13 @@ def edit_text(text: str, values: Mapping[str, Any]) -> str:
     yaml = _yaml()
     document = yaml.load(text) or CommentedMap()
     for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        if section and document.get(section) is None:
-            document[section] = CommentedMap()
-        _replace(document[section] if section else document, name, value)
+        *sections, name = key.split(".")
+        target = document
+        for section in sections:
+            if target.get(section) is None:
+                target[section] = CommentedMap()
+            target = target[section]
+        _replace(target, name, value)
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()

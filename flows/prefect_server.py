@@ -64,7 +64,7 @@ def _sentences(instance: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], s
     except ValidationError as error:
         for place, sentence in faults(error):
             named = tuple(sentence.partition(" ")[0].split("."))  # rules across fields begin with the one to change
-            yield (named if len(named) == 2 else place), sentence
+            yield (named if len(named) > 1 else place), sentence
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from flows.confined import check_confined
 from flows.estimate import Estimate, widths
 from sparsekd.artifacts import hash_directory
 from sparsekd.config import RunConfig, parse_config
+from sparsekd.distillation.processes import Machines, plan_processes
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
 from sparsekd.evaluation.packaged_tasks import check_tasks
 from sparsekd.families import family_of, standard_config
@@ -140,13 +141,15 @@ def check_texts(config: RunConfig, root: Path = Path()) -> None:
 
 
 def check_device(config: RunConfig) -> None:
-    """Raise ResourceError where cuda is asked for and there is none."""
+    """Raise ResourceError or ConfigError for a device, or a number of processes, that cannot be had here."""
     fault = machine.cuda_fault() if config.runtime.device == "cuda" else None
     if fault:
         raise ResourceError(
             f"runtime.device is cuda, but {fault}. Set it to cpu or auto (`--device cpu`), or install a CUDA build of "
             "torch (`rm -rf .venv && make setup TORCH_INDEX=URL`)."
         )
+    devices = 0 if config.runtime.device == "cpu" else machine.cuda_devices()
+    plan_processes(config.distill, devices, Machines.from_environment())
 
 
 def check_resources(root: Path, config: RunConfig, needed: Estimate) -> None:

@@ -44,7 +44,7 @@ def merge(current: RunConfig, given: dict[str, dict[str, Any]]) -> RunConfig:
     """`current` with the values in `given`; another model or other texts are resolved anew. Raises ConfigError."""
     values = current.model_dump()
     for section, changed in given.items():
-        values[section] |= changed
+        values[section] = _overlaid(values[section], changed)
     if values["model"]["source"] != current.model.source and values["model"]["revision"] == current.model.revision:
         values["model"]["revision"] = None
     if tuple(values["texts"]["sources"]) != current.texts.sources and (
@@ -52,6 +52,14 @@ def merge(current: RunConfig, given: dict[str, dict[str, Any]]) -> RunConfig:
     ):
         values["texts"]["revisions"] = None
     return parse_config(values, "the form")
+
+
+def _overlaid(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`values` with those in `given` over them, at every depth."""
+    return values | {
+        key: _overlaid(values[key], value) if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        for key, value in given.items()
+    }
 
 
 def nearest_preset(config: RunConfig, root: Path) -> str:

@@ -6,6 +6,7 @@ Every field carries the description that `sparsekd config --schema`, Prefect's f
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -182,6 +183,20 @@ class Prune(Section):
         return self
 
 
+class Distributed(Section):
+    """Several processes that distil one model together; docs/machines.md says how they are started."""
+
+    strategy: Literal["none", "ddp", "fsdp"] = Field(
+        "none", description="none is one process; with ddp each holds the model, with fsdp a share of its weights."
+    )
+    processes: int = Field(
+        0, ge=0, le=4096, description="Processes in all; 0 takes one for each CUDA device, and one on a CPU."
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="How they talk; auto takes nccl between CUDA devices and gloo between CPUs."
+    )
+
+
 class Distill(Section):
     """Self-referential distillation: the pruned model matches the dense model's distribution."""
 
@@ -200,13 +215,35 @@ class Distill(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW, second moment.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
-    batch_size: int = Field(1, ge=1, description="Sequences a step.")
+    batch_size: int = Field(1, ge=1, description="Sequences a step, over all processes.")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast over float32 weights, or plain float32.")
     compile: Choice = Field("auto", description="torch.compile of layers and loss; auto: when a compiler is found.")
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto", description="How attention is computed; auto is sdpa, and eager where layers are compiled for a CPU."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Keep each layer's input only and compute it again for the gradient: less memory, slower."
+    )
     checkpoint_every: int = Field(40, ge=1, description="Steps between resumable checkpoints.")
     validate_every: int = Field(120, ge=1, description="Steps between validations; the best weights are kept.")
     validation_tokens: int = Field(2_048, ge=1, description="Validation tokens a corpus for each of them.")
     seed: int = Field(0, ge=0, description="Order of the sequences.")
+    distributed: Distributed = Distributed()
+
+    @model_validator(mode="after")
+    def _divides(self) -> Distill:
+        strategy, processes = self.distributed.strategy, self.distributed.processes
+        if strategy == "none" and processes > 1:
+            raise ValueError(
+                f"distill.distributed.processes is {processes}; with distill.distributed.strategy = none there is one "
+                "process, so set that to ddp or fsdp"
+            )
+        if processes and self.batch_size % processes:
+            raise ValueError(
+                f"distill.batch_size is {self.batch_size}; it is for all processes and must be a multiple of "
+                f"distill.distributed.processes = {processes}"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -319,6 +356,11 @@ class RunConfig(Section):
             reason := sampled_refusal(distill.divergence, distill.temperature, self.teacher.temperature)
         ):
             raise ValueError(reason)
+        if self.distill.distributed.backend == "nccl" and self.runtime.device == "cpu":
+            raise ValueError(
+                "distill.distributed.backend is 'nccl', which needs CUDA devices; with runtime.device = cpu set it to "
+                "auto or gloo"
+            )
         if self.evaluate.validation_rows and not self.evaluate.rows:
             raise ValueError(
                 f"evaluate.validation_rows is {self.evaluate.validation_rows} and evaluate.rows is 0, all rows; the "
@@ -396,6 +438,14 @@ def valid_keys(path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings of settings as `{stage.key: value}`; tuples stay as they are."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return found
+
+
 def field_annotation(dotted: str) -> Any:
     """The type of `stage.key`, for reading a command line's text; ConfigError when there is no such setting."""
     *sections, key = dotted.split(".")
@@ -409,13 +459,13 @@ def field_annotation(dotted: str) -> Any:
     return model.model_fields[key].annotation
 
 
-def all_keys() -> list[str]:
-    """Every setting as `stage.key`, in the order of the file."""
+def all_keys(model: type[BaseModel] = RunConfig, above: str = "") -> list[str]:
+    """Every setting below `model` as `stage.key`, in the order of the file."""
     keys: list[str] = []
-    for name, field in RunConfig.model_fields.items():
+    for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += [f"{name}.{key}" for key in annotation.model_fields]
+            keys += all_keys(annotation, f"{above}{name}.")
         else:
-            keys.append(name)
+            keys.append(above + name)
     return keys

@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsekd.artifacts import library_versions, require_disk
-from sparsekd.calibration.packing import Packed
+from sparsekd.calibration.packing import CalibrationSet, Packed
 from sparsekd.config import Distill, Divergence
 from sparsekd.distillation.curve import write_curve
 from sparsekd.distillation.head import HeadLoss, SampledTerms, Terms
+from sparsekd.distillation.launch import launch
 from sparsekd.distillation.losses import distillation_terms, sampled_terms
+from sparsekd.distillation.processes import Machines, plan_processes
+from sparsekd.distillation.result import Trained
 from sparsekd.distillation.state import CheckpointStore
+from sparsekd.distillation.strategy import Alone, whole
 from sparsekd.distillation.student import (
     cast_frozen_projections,
+    checkpoint_activations,
+    choose_attention,
     compile_layers,
     freeze_all_but_ffn_and_norms,
     should_compile,
@@ -78,27 +84,68 @@ def distill_checkpoint(
     identity: str = "",
     progress: Progress = silent,
     say: Callable[[str], None] = print,
+    machines: Machines | None = None,
 ) -> dict[str, Any]:
     """Train the student and write a stock checkpoint and curve.csv into `out`; return what the manifest records.
 
     Resumes from the folder of `checkpoints` that belongs to this configuration and `identity` (the hash of the inputs).
+    Starts processes where `config.distributed` asks for several, on `machines`, by default those of the environment.
+    """
+    devices = torch.cuda.device_count() if device.type == "cuda" else 0
+    processes = plan_processes(config, devices, machines or Machines.from_environment())
+    place = checkpoints / _key(config, identity)
+    if processes.total == 1:
+        trained = train(student, curriculum, config, device, place, Alone(), progress, say)
+    else:
+        data = CalibrationSet(curriculum.calibration, dict(curriculum.validation), {})
+        teacher = curriculum.cache.directory, curriculum.dense
+        trained = launch(processes, student, data, *teacher, config, device, place, progress, say)
+    _save(trained.weights, student, out)
+    write_curve(trained.curve, out / "curve.csv")
+    CheckpointStore(place, {}).delete()
+    return trained.facts
+
+
+def train(
+    student: Path,
+    curriculum: Curriculum,
+    config: Distill,
+    device: torch.device,
+    place: Path,
+    strategy: Alone,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Trained:
+    """Train in this process, the only one or one of several; resumes from `place`.
+
+    Of several processes on a machine only the first one gets the weights.
     """
     curriculum.cache.check(config)
     lesson, validation = curriculum.lesson(config, device), curriculum.validation_lessons(config)
     compiled, warning = should_compile(config, device)
     if warning:
         say(f"warning: {warning}")
-    model = load_model(student, torch.float32, device)
-    parameters = freeze_all_but_ffn_and_norms(model)
-    made_under = _conditions(device, compiled, config)
-    store = CheckpointStore(checkpoints / _key(config, identity), made_under)
-    _require_disk(checkpoints, sum(p.numel() for p in parameters.values()))
+    model = load_model(student, torch.float32, strategy.loads_on(device))
+    chosen = freeze_all_but_ffn_and_norms(model)
+    facts: dict[str, Any] = {
+        "parameters": count_parameters(model),
+        "trained_parameters": sum(p.numel() for p in chosen.values()),
+        "warnings": [warning] if warning else [],
+    }
+    made_under = _conditions(device, compiled, config) | strategy.conditions()
+    store = CheckpointStore(place, made_under, strategy)
+    if strategy.leads:
+        _require_disk(place.parent, facts["trained_parameters"])
     head = lm_head(model).to(device)
     if config.precision == "bf16":
         head = head.to(device, torch.bfloat16)
         cast_frozen_projections(model, torch.bfloat16)
+    choose_attention(model, config, compiled, device)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
     if compiled:
         compile_layers(model)
+    parameters = strategy.wrap(model, chosen)
     trainer = Trainer(
         model,
         parameters,
@@ -115,20 +162,15 @@ def distill_checkpoint(
         store,
         progress,
         say,
+        strategy,
     )
     position = trainer.run()
-    _save(parameters, student, out)
-    write_curve(position.curve, out / "curve.csv")
-    store.delete()
-    facts = {
+    reached = {
         "steps": position.step,
         "tokens": position.curve[-1]["tokens"],
         "best_step": position.best_step or position.step,
-        "parameters": count_parameters(model),
-        "trained_parameters": sum(p.numel() for p in parameters.values()),
-        "warnings": [warning] if warning else [],
     }
-    return facts | made_under
+    return Trained(_gathered(parameters, strategy.leads), position.curve, reached | facts | made_under)
 
 
 def _conditions(device: torch.device, compiled: bool, config: Distill) -> dict[str, Any]:
@@ -156,7 +198,17 @@ def _require_disk(directory: Path, trained: int) -> None:
     require_disk(directory, needed, f"resumable checkpoints need {needed / 1e9:.1f} GB")
 
 
-def _save(parameters: Mapping[str, nn.Parameter], student: Path, out: Path) -> None:
+def _gathered(parameters: Mapping[str, nn.Parameter], keep: bool) -> dict[str, Tensor]:
+    """The trained weights, all of each, one after the other; only who keeps them needs the memory."""
+    kept = {}
+    for name, parameter in parameters.items():
+        tensor = whole(parameter.detach())
+        if keep:
+            kept[name] = tensor.cpu()
+    return kept
+
+
+def _save(parameters: Mapping[str, Tensor], student: Path, out: Path) -> None:
     """Write the student with the trained parameters: what was frozen keeps its bytes, whatever it was computed in."""
     model = load_model(student)
     names = dict(model.named_parameters())

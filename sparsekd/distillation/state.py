@@ -1,10 +1,13 @@
 """The resumable state of a distillation: weights, optimiser, position, random generator, and its conditions.
 
 Written as safetensors and JSON (no pickle), a new step beside the old one, which goes only when the new one is whole.
+Of several processes each writes what it alone has; a step counts where every one of them has its part. Machines may
+share the folder or have one each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsekd.artifacts import forget_work
+from sparsekd.distillation.strategy import Alone, like, local
 
 _STATE = "state.json"
 
@@ -35,9 +39,12 @@ class Position:
 class CheckpointStore:
     """One directory that holds the last checkpoint and the best weights of one run."""
 
-    def __init__(self, directory: Path, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, conditions: Mapping[str, Any], strategy: Alone | None = None) -> None:
         """`conditions` is all that the bits depend on beside the configuration: threads, device, dtype, compiled."""
         self.directory = directory
+        self.strategy = strategy or Alone()
+        self._best = directory / f"best{self.strategy.shard}.safetensors"
+        self._tensors = f"tensors{self.strategy.shard}.safetensors"
         self.curve = directory / "curve.csv"
         self.conditions = json.loads(json.dumps(conditions))
 
@@ -45,23 +52,34 @@ class CheckpointStore:
         self, position: Position, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> None:
         """Write a checkpoint after `position.step`; the one before it is deleted last."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         target = self.directory / f"step-{position.step:08d}"
         partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        if self.strategy.leads:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.strategy.wait()
+        if self.strategy.writes:
+            partial.mkdir(parents=True, exist_ok=True)
+            save_file(self._state_of(parameters, optimizer), partial / self._tensors)
+        if self.strategy.leads:
+            state = {"conditions": self.conditions, "position": asdict(position)}
+            (partial / _STATE).write_text(json.dumps(state))
+        self.strategy.wait()
+        if self.strategy.leads:
+            with contextlib.suppress(FileNotFoundError):  # another machine with the same folder was first
+                os.replace(partial, target)
+        self.strategy.wait()
+        if self.strategy.leads:
+            for old in self.directory.glob("step-*"):
+                if old != target:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def _state_of(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         tensors = {f"weight.{name}": p.detach() for name, p in parameters.items()}
         for name, p in parameters.items():
             for key, value in optimizer.state.get(p, {}).items():
                 tensors[f"{key}.{name}"] = value
         tensors["rng"] = torch.get_rng_state()
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "tensors.safetensors")
-        state = {"conditions": self.conditions, "position": asdict(position)}
-        (partial / _STATE).write_text(json.dumps(state))
-        os.replace(partial, target)
-        for old in self.directory.glob("step-*"):
-            if old != target:
-                shutil.rmtree(old, ignore_errors=True)
+        return {name: local(tensor).contiguous() for name, tensor in tensors.items()}
 
     def load(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -70,38 +88,53 @@ class CheckpointStore:
 
         Returns the position and None, or None and, where there is a checkpoint that does not fit, the reason.
         """
-        found = sorted(path for path in self.directory.glob("step-*") if path.suffix != ".partial")
-        if not found:
+        found = {
+            int(path.name.partition("-")[2]): path
+            for path in self.directory.glob("step-*")
+            if (path / self._tensors).is_file() and path.suffix != ".partial"
+        }
+        step = self.strategy.newest(list(found))
+        if step is None:
             return None, None
-        state = json.loads((found[-1] / _STATE).read_text())
-        if state["conditions"] != self.conditions:
-            changed = [key for key, value in self.conditions.items() if state["conditions"].get(key) != value]
-            shutil.rmtree(self.directory)
-            return None, f"the checkpoint was made under another {', '.join(changed)}; distillation starts again"
-        tensors = load_file(found[-1] / "tensors.safetensors")
+        state = json.loads((found[step] / _STATE).read_text())
+        before = state["conditions"]
+        changed = [key for key in self.conditions | before if before.get(key) != self.conditions.get(key)]
+        if sum(self.strategy.totals(len(changed))):
+            self.strategy.wait()
+            if self.strategy.leads:
+                shutil.rmtree(self.directory, ignore_errors=True)
+            self.strategy.wait()
+            what = ", ".join(changed) or "machine"
+            return None, f"the checkpoint was made under another {what}; distillation starts again"
+        tensors = load_file(found[step] / self._tensors)
         with torch.no_grad():
             for name, p in parameters.items():
-                p.copy_(tensors[f"weight.{name}"])
+                local(p).copy_(tensors[f"weight.{name}"])
                 saved = {k.split(".", 1)[0]: v for k, v in tensors.items() if k.split(".", 1)[-1] == name}
                 saved.pop("weight")
-                # AdamW keeps `step` on the CPU for its fused form too
-                optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in saved.items()}
+                # AdamW's fused form has its `step`, which is shared out to nobody, beside the parameter
+                optimizer.state[p] = {
+                    k: v.to(p.device) if k == "step" else like(p, v.to(p.device)) for k, v in saved.items()
+                }
         torch.set_rng_state(tensors["rng"])
         return Position(**state["position"]), None
 
     def save_best(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Keep these weights as the best so far."""
+        if not self.strategy.writes:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self.directory / "best.partial"
-        save_file({name: p.detach().contiguous() for name, p in parameters.items()}, partial)
-        os.replace(partial, self.directory / "best.safetensors")
+        partial = self._best.with_suffix(".partial")
+        save_file({name: local(p.detach()).contiguous() for name, p in parameters.items()}, partial)
+        os.replace(partial, self._best)
 
     def load_best(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Put the best weights into the parameters."""
-        tensors: dict[str, Tensor] = load_file(self.directory / "best.safetensors")
+        self.strategy.wait()  # for whoever writes what this process reads
+        tensors: dict[str, Tensor] = load_file(self._best)
         with torch.no_grad():
             for name, p in parameters.items():
-                p.copy_(tensors[name])
+                local(p).copy_(tensors[name])
 
     def delete(self) -> None:
         """Forget the run, whose output is whole, and those beside it that nobody has gone on with for a week."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sparsekd.config import Distill
-from sparsekd.errors import ResourceError
+from sparsekd.errors import ConfigError, ResourceError
 from sparsekd.feed_forward import PROJECTIONS, feed_forwards, projection_parameters
 
 
@@ -72,13 +74,48 @@ def _compile_obstacle(device: torch.device) -> str | None:
     return None
 
 
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each decoder layer for one static shape; they share one compiled graph.
+def choose_attention(model: PreTrainedModel, config: Distill, compiled: bool, device: torch.device) -> None:
+    """Compute attention as `distill.attention` says; by default as Transformers chooses for the model.
 
-    On a CPU attention is written out for the compiler to fuse: 1.16 × the tokens a CPU-second of torch's flash kernel
-    at 512 tokens (docs/experiments.md).
+    Compiled for a CPU it is written out for the compiler to fuse: 1.16 × the tokens a CPU-second of torch's flash
+    kernel at 512 tokens (docs/experiments.md). Raises ConfigError for what the model cannot do.
     """
-    if model.device.type == "cpu":
-        model.set_attn_implementation("eager")
+    chosen = config.attention
+    if chosen == "auto":
+        if not (compiled and device.type == "cpu"):
+            return
+        chosen = "eager"
+    try:
+        model.set_attn_implementation(chosen)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"distill.attention is {chosen}, which {model.config.model_type} models do not take "
+            f"({' '.join(str(error).split())[:160]}); set it to auto."
+        ) from None
+
+
+class _Checkpointed(nn.Module):
+    """A decoder layer that keeps its input alone and is computed again, hooks and all, when its gradient is due."""
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        # Nothing in a layer is drawn at random: the student is in eval mode
+        return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Make every decoder layer recompute its activations; the numbers stay the same bits.
+
+    Transformers' own switch works in train mode only, where dropout would come alive.
+    """
+    classes: dict[type, type] = {}
+    for block in feed_forwards(model):
+        kind = type(block.layer)
+        if kind not in classes:
+            classes[kind] = type(kind.__name__, (_Checkpointed, kind), {})
+        block.layer.__class__ = classes[kind]
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each decoder layer for one static shape; they share one compiled graph."""
     for block in feed_forwards(model):
         block.layer.compile(dynamic=False)

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from sparsekd.config import Distill
 from sparsekd.distillation.curve import append_rows, write_curve
 from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.state import CheckpointStore, Position
+from sparsekd.distillation.strategy import Alone
 from sparsekd.distillation.targets import Target, TargetSource
 from sparsekd.errors import TrainingError
-from sparsekd.models import final_hidden
 from sparsekd.progress import Progress, silent
 
 _DIVERGED = 3.0  # nats above the best smoothed loss
@@ -75,6 +75,7 @@ class Trainer:
     store: CheckpointStore
     progress: Progress = silent
     say: Callable[[str], None] = print
+    strategy: Alone = field(default_factory=Alone)
 
     def run(self) -> Position:
         """Train to the end, from the last checkpoint if there is one; leaves the best weights in the model.
@@ -85,7 +86,8 @@ class Trainer:
         optimizer = self._optimizer()
         position = self._resume(optimizer)
         self.store.directory.mkdir(parents=True, exist_ok=True)
-        write_curve(position.curve, self.store.curve)
+        if self.strategy.rank == 0:
+            write_curve(position.curve, self.store.curve)
         total = self.lesson.packed.tokens * self.config.epochs
         smoothed = best = float("inf")
         started, before = time.perf_counter(), position.curve[-1]["tokens"] if position.curve else 0
@@ -97,7 +99,8 @@ class Trainer:
             position.step += 1
             position.curve.append(row)
             self._milestones(optimizer, position, len(plan))
-            append_rows(position.curve[-1:], self.store.curve)
+            if self.strategy.rank == 0:
+                append_rows(position.curve[-1:], self.store.curve)
             # Wall time stays out of the curve, whose bytes repeat
             speed = (row["tokens"] - before) / (time.perf_counter() - started)
             self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"], tokens_per_second=speed)
@@ -126,21 +129,25 @@ class Trainer:
     def _step(
         self, optimizer: torch.optim.Optimizer, rows: list[int], position: Position, steps: int
     ) -> dict[str, Any]:
-        ids, scored, targets, teacher = self.lesson.batch(rows, self.model.device)
+        own = self.strategy.own(rows)
+        # A process without a row goes through the motions with another's: the rest wait for it in each layer
+        ids, scored, targets, teacher = self.lesson.batch(own or rows[:1], self.model.device)
         with self._autocast():
-            hidden = final_hidden(self.model, ids)
+            hidden = self.strategy.hidden(self.model, ids)
         student = hidden[:, :-1][scored]
         with torch.no_grad():
             kl, ce, gradient = self.loss(student, teacher, targets)
-        student.backward(gradient.to(student.dtype))  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clip))
+            kl, ce, weight = self.strategy.share(kl, ce, len(targets) if own else 0)
+            gradient = (gradient * weight).to(student.dtype)
+        student.backward(gradient)  # type: ignore[no-untyped-call]
+        norm = self.strategy.clip(self.parameters, self.config.gradient_clip)
         rate = learning_rate(position.step, steps, self.config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seen = ids.numel() + (position.curve[-1]["tokens"] if position.curve else 0)
+        seen = len(rows) * ids.shape[1] + (position.curve[-1]["tokens"] if position.curve else 0)
         figures = {"step": position.step + 1, "tokens": seen, "loss": self._weigh(kl, ce), "kl": kl, "ce": ce}
         return figures | {"gradient_norm": norm, "learning_rate": rate, "validation_kl": None, "validation_ce": None}
 
@@ -165,13 +172,18 @@ class Trainer:
         kls, ces = [], []
         for lesson in self.validation.values():
             kl = ce = 0.0
-            for row in range(len(lesson.packed.input_ids)):
-                ids, scored, targets, teacher = lesson.batch([row], self.model.device)
+            sequences = len(lesson.packed.input_ids)
+            for start in range(0, sequences, self.strategy.processes):
+                rows = range(start, min(start + self.strategy.processes, sequences))
+                own = self.strategy.own(rows)
+                ids, scored, targets, teacher = lesson.batch(own or rows[:1], self.model.device)
                 with self._autocast():
-                    student = final_hidden(self.model, ids)[:, :-1][scored].detach()
-                with torch.no_grad():
-                    more = self.loss.values(student, teacher, targets)
-                kl, ce = kl + more[0], ce + more[1]
+                    student = self.strategy.hidden(self.model, ids)[:, :-1][scored].detach()
+                if own:
+                    with torch.no_grad():
+                        more = self.loss.values(student, teacher, targets)
+                    kl, ce = kl + more[0], ce + more[1]
+            kl, ce = self.strategy.totals(kl, ce)
             count = int(lesson.packed.scored.sum())
             kls.append(kl / count)
             ces.append(ce / count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import RunConfig, flat, parse_config
 from sparsekd.errors import ConfigError
 
 Settings = dict[str, dict[str, str]]
@@ -23,7 +23,7 @@ def as_text(raw: dict[str, dict[str, Any]], config: RunConfig | None) -> Setting
     """`{section: {key: text}}` of the sections that were recorded, with defaults where they are known."""
     values = config.model_dump(mode="json") if config else raw
     return {
-        section: {key: _text(value) for key, value in values[section].items() if value is not None}
+        section: {key: _text(value) for key, value in flat(values[section]).items() if value is not None}
         for section in raw
         if isinstance(values.get(section), dict) and values[section]
     }

@@ -187,7 +187,7 @@ def test_a_preset_that_would_lose_edits_needs_yes(mini: Miniature) -> None:
         (["-S", "prune.width=null"], "prune.width is null, and so is ffn_reduction"),
         (["--model", "./nowhere"], "nowhere'; there is no such directory."),
         (["--texts", "./nowhere.txt"], "'nowhere.txt'; there is no such file."),
-        (["--preset", "fast"], "There is no preset 'fast'; choose one of smoke, default, quality."),
+        (["--preset", "fast"], "There is no preset 'fast'; choose one of smoke, small, default, quality, gpu, gpus."),
     ],
 )
 def test_bad_input_is_one_sentence_exit_code_2_and_nothing_is_written(

@@ -155,9 +155,9 @@ def test_every_setting_that_is_named_exists(file: Path) -> None:
     sections = "|".join(name for name in RunConfig.model_fields if name != "preset")
     keys = set(all_keys())
     for line in code_lines(file.read_text()):
-        for found in re.findall(rf"(?:-S|--set)[ =]['\"]?((?:{sections})\.\w+)=", line):
+        for found in re.findall(rf"(?:-S|--set)[ =]['\"]?((?:{sections})[.\w]+)=", line):
             assert found in keys, line
-        match = re.fullmatch(rf"((?:{sections})\.\w+)(?:=.*)?", line)
+        match = re.fullmatch(rf"((?:{sections})\.[.\w]+)(?:=.*)?", line)
         if match and match[1] not in NO_SETTINGS:
             assert match[1] in keys, line
 

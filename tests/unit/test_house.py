@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsekd.config import RunConfig, all_keys, parse_config
+from sparsekd.config import RunConfig, all_keys, flat, parse_config
 from tasks.graph import read_graph
 
 ROOT = Path(__file__).parents[2]
@@ -79,12 +79,7 @@ def test_a_stage_has_one_output_and_a_description(name: str) -> None:
 def test_params_yaml_has_every_setting_and_no_other() -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     parse_config(values)
-    keys = {
-        f"{section}.{key}" if isinstance(entry, dict) else section
-        for section, entry in values.items()
-        for key in (entry if isinstance(entry, dict) else [section])
-    }
-    assert keys == set(all_keys())
+    assert flat(values).keys() == set(all_keys())
 
 
 def test_dvc_tracks_only_settings_that_exist() -> None:

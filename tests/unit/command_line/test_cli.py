@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,16 +164,17 @@ def test_config_is_complete_in_yaml_and_json(tmp_path: Path, monkeypatch: pytest
 
 def test_the_schema_describes_every_setting() -> None:
     schema = json.loads(runner.invoke(app, ["config", "--schema"]).output)
-    sections = {
-        name: entry["$ref"].rpartition("/")[2] for name, entry in schema["properties"].items() if "$ref" in entry
-    }
-    described = [
-        f"{section}.{key}"
-        for section, name in sections.items()
-        for key, field in schema["$defs"][name]["properties"].items()
-        if field["description"]
-    ]
-    assert ["preset", *described] == all_keys()
+
+    def described(properties: dict[str, Any], above: str = "") -> Iterator[str]:
+        for key, field in properties.items():
+            if "$ref" in field:
+                section = schema["$defs"][field["$ref"].rpartition("/")[2]]
+                assert section["description"]
+                yield from described(section["properties"], f"{above}{key}.")
+            elif field["description"]:
+                yield above + key
+
+    assert list(described(schema["properties"])) == all_keys()
 
 
 def test_config_diff_says_what_differs_from_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from flows import history, params
 from flows.params import Change
 from flows.params_text import edit_text
-from sparsekd.config import RunConfig, all_keys, parse_config
+from sparsekd.config import RunConfig, all_keys, flat, parse_config
 from sparsekd.errors import ConfigError
 from sparsekd.sources import resolve_model, resolve_text
 
@@ -37,12 +37,7 @@ def comments(text: str) -> list[str]:
 
 def test_committed_params_are_the_default_preset_with_every_setting_written_out() -> None:
     values = YAML(typ="safe").load((CHECKOUT / "params.yaml").read_text())
-    written = [
-        key
-        for name, value in values.items()
-        for key in ([f"{name}.{k}" for k in value] if isinstance(value, dict) else [name])
-    ]
-    assert written == all_keys()
+    assert list(flat(values)) == all_keys()
     assert params.changes_from_preset(params.load(CHECKOUT), CHECKOUT) == []
 
 
@@ -61,8 +56,8 @@ def test_presets_set_the_same_keys_and_nothing_of_what_or_where() -> None:
     for name in params.PRESETS:
         values = YAML(typ="safe").load((CHECKOUT / "presets" / f"{name}.yaml").read_text())
         assert not set(values) & {"preset", *params.KEPT_SECTIONS}
-        keys[name] = [f"{section}.{key}" for section, inner in values.items() for key in inner]
-    assert keys["smoke"] == keys["default"] == keys["quality"]
+        keys[name] = list(flat(values))
+    assert all(keys[name] == keys["default"] for name in params.PRESETS)
 
 
 def test_an_edit_keeps_every_comment_and_all_other_lines() -> None:
@@ -141,6 +136,7 @@ def test_write_is_atomic_and_leaves_no_partial_file(project: Path) -> None:
         ("model.source=a=b", "model.source", "a=b"),
         ("report.name=null", "report.name", None),
         ("texts.revisions=null", "texts.revisions", None),
+        ("distill.distributed.strategy=fsdp", "distill.distributed.strategy", "fsdp"),
     ],
 )
 def test_a_setting_is_read_by_its_type(setting: str, key: str, value: Any) -> None:
@@ -153,6 +149,9 @@ def test_a_setting_is_read_by_its_type(setting: str, key: str, value: Any) -> No
         ("prune.widht=0.5", "prune.widht is no known setting; did you mean prune.width?"),
         ("width=0.5", "width is no known setting; did you mean prune.width?"),
         ("prune.width", "-S 'prune.width' is no setting; write -S stage.key=value, such as -S prune.width=0.5."),
+        ("distill.distributed=ddp", "distill.distributed is a section; set one of distill.distributed.strategy"),
+        ("distill.distributed.proceses=2", "distill.distributed.proceses is no known setting; did you mean"),
+        ("distill.distributed.processes=2", "distill.distributed.processes is 2; with distill.distributed.strategy"),
         ("prune=1", "prune is a section; set one of prune.width"),
         ("preset=smoke", "preset is not set with -S; write --preset smoke."),
         ("prune.width=0", "prune.width is '0'; it must be greater than 0. Edit your -S options."),
@@ -247,10 +246,15 @@ def test_a_file_that_lacks_settings_is_completed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"There is no preset 'fast'; choose one of smoke, default, quality\."):
+    with pytest.raises(
+        ConfigError, match=r"There is no preset 'fast'; choose one of smoke, small, default, quality, gpu, gpus\."
+    ):
         params.load_preset("fast")
     params.write(project, [Change("preset", "default", "mine")])
-    with pytest.raises(ConfigError, match=r"preset is 'mine'; it must be one of smoke, default, quality\. Edit params"):
+    with pytest.raises(
+        ConfigError,
+        match=r"preset is 'mine'; it must be one of smoke, small, default, quality, gpu, gpus\. Edit params",
+    ):
         params.load(project)
 
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from sparsekd.calibration.packing import CalibrationSet, Packed
 from sparsekd.config import Distill, Prune, Teacher
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
-from sparsekd.distillation.student import freeze_all_but_ffn_and_norms
+from sparsekd.distillation.student import checkpoint_activations, choose_attention, freeze_all_but_ffn_and_norms
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.trainer import batches, learning_rate
 from sparsekd.errors import TrainingError
-from sparsekd.models import load_model
+from sparsekd.models import final_hidden, load_model
 from sparsekd.pruning import walk
 from tests.tiny_models import tiny_model
 
@@ -98,6 +98,41 @@ def test_a_compiled_run_resumes_with_the_same_bits_and_learns_as_the_eager_one(
         rows = (tmp_path / name / "out/curve.csv").read_text().splitlines()[1:]
         columns[name] = [float(row.split(",")[2]) for row in rows]
     assert columns["whole"] == pytest.approx(columns["eager"], rel=2e-2)
+
+
+def test_activations_that_are_computed_again_change_no_bit(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
+    run(school, tmp_path / "kept")
+    run(school, tmp_path / "again", activation_checkpointing=True)
+    for name in ("model.safetensors", "curve.csv"):
+        assert (tmp_path / "again/out" / name).read_bytes() == (tmp_path / "kept/out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen3_5_text"])
+def test_a_layer_keeps_no_more_than_its_input(family: str) -> None:
+    """In eval mode, where dropout sleeps; and the gradients are the same bits."""
+    ids = torch.arange(4, 36)[None]
+    kept, gradients = [], []
+    for again in (False, True):
+        model = tiny_model(family)
+        names = freeze_all_but_ffn_and_norms(model)
+        if again:
+            checkpoint_activations(model)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            hidden = final_hidden(model, ids)
+        hidden.square().sum().backward()
+        kept.append(sum(sizes))
+        gradients.append([p.grad for p in names.values()])
+    assert kept[1] < 0.5 * kept[0]
+    assert all(gradient is not None for gradient in gradients[0]), "DDP waits for the gradient of every parameter"
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_computed_as_the_setting_says(attention: str) -> None:
+    model = tiny_model("llama")
+    choose_attention(model, Distill(attention=attention), compiled=True, device=CPU)
+    assert model.config._attn_implementation == attention
 
 
 def test_a_resume_under_other_conditions_starts_again_and_says_so(
