@@ -44,8 +44,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: one more than there are cores, since a third of the time is waiting for servers; at most four."""
-    return min(4, len(os.sched_getaffinity(0)) + 1)
+    """`-n auto`: two more than there are cores, since half of the time is waiting for servers; at most six."""
+    return min(6, len(os.sched_getaffinity(0)) + 2)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
