@@ -126,6 +126,10 @@ def draw_growth(rows: list[dict[str, Any]], file: Path) -> None:
             xlabel=dimension, xscale="log", yscale="log", xticks=sizes, xticklabels=[f"{size:,}" for size in sizes]
         )
         panel.minorticks_off()
+    seconds = [2.0**power for power in range(-4, 8)]
+    low, high = (end(row[name] for row in rows for name in ("forward", "training", "prune")) for end in (min, max))
+    shown = [tick for tick in seconds if low / 2 < tick < high * 2]
+    panels[0].set(yticks=shown, yticklabels=[f"{tick:g}" for tick in shown])
     panels[0].set_ylabel("seconds")
     panels[0].legend()
     figure.savefig(file, dpi=120)
