@@ -31,6 +31,8 @@ from tests.databases import copy_prefect_database
 
 STAGES = ("calibrate", "teacher", "prune", "distill")
 CHECKOUT = Path(__file__).parent.parent
+_REST = 40
+"""So much longer than looking for something takes is the rest before looking again."""
 
 _DVC_YAML = """\
 metrics: [data/distilled/metrics.json]
@@ -217,11 +219,18 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Poll `condition`; AssertionError naming `what` when it does not come true in time."""
+    """Poll `condition`; AssertionError naming `what` when it does not come true in time.
+
+    What takes long is asked for seldom: a Prefect server that is asked all the time does little else.
+    """
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"waited {seconds} s for {what}"
+        time.sleep(min(max(0.02, _REST * (now - asked)), 1.0, deadline - now))
 
 
 def processes_in(root: Path) -> list[str]:
