@@ -9,12 +9,15 @@ write to a full disk, `edit` an edit of params.yaml after the stage's own check.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,6 +125,11 @@ class Miniature:
     def graph(self) -> dict[str, StageSpec]:
         return read_graph(self.root)
 
+    def copy(self, path: Path) -> Miniature:
+        """The same at `path`, to change at will."""
+        shutil.copytree(self.root, path, symlinks=True)
+        return Miniature(path)
+
     def control(self, action: str, stage: str, text: str = "") -> Path:
         """Tell a stage what to do; unlink the file that is returned to end it."""
         path = self.root / "control" / f"{action}-{stage}"
@@ -164,6 +172,16 @@ class Miniature:
 
 def make_miniature(path: Path) -> Miniature:
     """A fresh checkout at `path`, with git and DVC but nothing computed."""
+    shutil.copytree(_fresh(), path, symlinks=True)
+    return Miniature(path)
+
+
+@functools.cache
+def _fresh() -> Path:
+    """Made once a process: `dvc init` and git take longer than a copy of what they leave."""
+    folder = tempfile.TemporaryDirectory(prefix="sparsekd-miniature-")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "miniature"
     (path / "mini").mkdir(parents=True)
     (path / "control").mkdir()
     (path / "dvc.yaml").write_text(_DVC_YAML)
@@ -182,7 +200,7 @@ def make_miniature(path: Path) -> Miniature:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "add", "."], **quietly)
     subprocess.run(["git", *identity, "commit", "-q", "-m", "miniature"], **quietly)
-    return Miniature(path)
+    return path
 
 
 @contextlib.contextmanager
