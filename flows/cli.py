@@ -49,15 +49,12 @@ ModelOver = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
 ]
+PRESET_NAMES = "smoke|small|default|quality|gpu|gpus"  # params.PRESETS, which takes too long to load for a help text
 PresetOver = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(
-        "--preset", metavar="smoke|small|default|quality|gpu|gpus", help="How thorough to be; else params.yaml."
-    ),
+    typer.Option("--preset", metavar=PRESET_NAMES, help="How thorough to be; else params.yaml."),
 ]
-Preset = Annotated[
-    str, typer.Option("--preset", metavar="smoke|small|default|quality|gpu|gpus", help="How thorough to be.")
-]
+Preset = Annotated[str, typer.Option("--preset", metavar=PRESET_NAMES, help="How thorough to be.")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time
     typer.Option("-S", "--set", metavar="stage.key=value", help="Change one setting; repeat for more."),
@@ -85,7 +82,7 @@ def compress(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--preset",
-            metavar="smoke|small|default|quality|gpu|gpus",
+            metavar=PRESET_NAMES,
             help="How thorough to be; written to params.yaml. Without it params.yaml is used as it stands.",
         ),
     ] = None,
@@ -297,9 +294,7 @@ def generate(
 def config(
     preset: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(
-            "--preset", metavar="smoke|small|default|quality|gpu|gpus", help="Show this preset instead of params.yaml."
-        ),
+        typer.Option("--preset", metavar=PRESET_NAMES, help="Show this preset instead of params.yaml."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON instead of YAML.")] = False,
     schema: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sparsekd.config import Runtime
@@ -39,16 +40,21 @@ def release_memory() -> None:
     them adds up, to gigabytes after some layers of a large model. A no-op where the C library has no such functions.
     """
     _mallopt((_M_MMAP_MAX, 65_536), (_M_MMAP_THRESHOLD, 32 * 2**20))
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _of_c_library("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _mallopt(*settings: tuple[int, int]) -> None:
-    function = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    function = _of_c_library("mallopt")
     if function is not None:
         for parameter, value in settings:
             function(parameter, value)
+
+
+def _of_c_library(name: str) -> Callable[..., int] | None:
+    """glibc's function of that name; None where there is none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def thread_count(runtime: Runtime) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekd.artifacts import library_versions, require_disk
+from sparsekd.artifacts import forget_work, library_versions, require_disk
 from sparsekd.calibration.packing import CalibrationSet, Packed
 from sparsekd.config import Distill, Divergence
 from sparsekd.distillation.curve import write_curve
@@ -102,7 +102,7 @@ def distill_checkpoint(
         trained = launch(processes, student, data, *teacher, config, device, place, progress, say)
     _save(trained.weights, student, out)
     write_curve(trained.curve, out / "curve.csv")
-    CheckpointStore(place, {}).delete()
+    forget_work(place)
     return trained.facts
 
 

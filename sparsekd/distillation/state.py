@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsekd.artifacts import forget_work
 from sparsekd.distillation.strategy import Alone, like, local
 
 _STATE = "state.json"
@@ -135,7 +134,3 @@ class CheckpointStore:
         with torch.no_grad():
             for name, p in parameters.items():
                 local(p).copy_(tensors[name])
-
-    def delete(self) -> None:
-        """Forget the run, whose output is whole, and those beside it that nobody has gone on with for a week."""
-        forget_work(self.directory)

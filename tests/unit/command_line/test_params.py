@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from flows import history, params
+from flows import cli, history, params
 from flows.params import Change
 from flows.params_text import edit_text
 from sparsekd.config import RunConfig, all_keys, flat, parse_config
@@ -282,3 +282,7 @@ def test_outside_the_project_the_root_is_not_found(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("SPARSEKD_HOME", raising=False)
     with pytest.raises(ConfigError, match=r"is not inside the project: no dvc\.yaml here or above"):
         params.find_root()
+
+
+def test_the_help_texts_name_every_preset() -> None:
+    assert cli.PRESET_NAMES.split("|") == list(params.PRESETS)
