@@ -121,9 +121,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server for one module's tests: a run that starts its own takes 8 s longer."""
+    """The address of a Prefect server for all tests of a process: a run that starts its own takes 8 s longer."""
     from flows.servers import free_port, start_prefect
     from tests.databases import copy_prefect_database
 

@@ -286,6 +286,7 @@ def test_a_port_in_use_and_a_second_serve_are_refused(served: Served) -> None:
 
 def test_a_port_in_use_and_kill_9_after_which_the_run_goes_on(tmp_path: Path, served: Served) -> None:
     checkout = make_miniature(tmp_path / "checkout")
+    copy_mlflow_database(checkout.root)
     taken = served.prefect.rpartition(":")[2]
     with started(checkout, SERVE, taken, str(free_port()), "") as process:
         output, _ = process.communicate()
