@@ -50,7 +50,7 @@ def test_a_grid_shares_what_it_can_and_is_compared(mini: Miniature, run: Run, ap
 
 
 def test_a_killed_sweep_goes_on(mini: Miniature, run: Run, api: str) -> None:  # noqa: F811
-    asked = ("sweep", "-S", "prune.width=0.5,0.25")
+    asked = ("sweep", "--at-once", "1", "-S", "prune.width=0.5,0.25")
     hold = mini.control("hold", "prune")
     with started(mini, COMPRESS, *asked, PREFECT_API_URL=api) as process:
         mini.held("prune")
