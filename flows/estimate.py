@@ -29,6 +29,8 @@ _SAMPLED_SECONDS = 5e-9  # softmax, top k and draws, for each entry of the vocab
 _ASSUMED_FLOPS = 3.5e11  # before anything was measured
 _LIBRARIES = 0.9e9  # bytes that torch and transformers take with no model
 _PROBE = """
+import gc
+gc.disable()
 import json, time, torch
 torch.set_num_threads({threads})
 cuda = torch.cuda.is_available() and {cuda}

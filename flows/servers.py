@@ -16,6 +16,7 @@ from pathlib import Path
 from sparsekd.errors import ConfigError, ResourceError
 from tasks.environment import python, settings
 from tasks.groups import Group, created, lives, start_group
+from tasks.quick import QUICK
 from tasks.state import log_path, read_json, write_json
 from tasks.tracking.store import shown
 
@@ -73,7 +74,7 @@ def start_mlflow(root: Path, port: int) -> Server:
         from tasks.tracking.store import create_database
 
         create_database(root)
-    command = ["-m", "mlflow", "--env-file", "mlflow/server.env", "server"]
+    command = ["-P", str(QUICK), "mlflow", "--env-file", "mlflow/server.env", "server"]
     return _start(root, "mlflow", f"http://{HOST}:{port}", command, {"MLFLOW_HOST": HOST, "MLFLOW_PORT": str(port)})
 
 

@@ -39,27 +39,33 @@ def staleness(root: Path, values: dict[str, Any]) -> Staleness:
     the disk is stale too. `untracked` says that a finished run still waits to be logged to MLflow.
     """
     graph = read_graph(root)
-    status, locked = _dvc_status(root), _locked_params(root)
-    reasons: dict[str, str] = {}
-    for name, spec in graph.items():
-        missing = next((out for out in spec.outs if not (root / out).exists()), None)
-        reason = (
-            "it has not run yet"
-            if name not in locked
-            else _changed_params(spec, values, locked[name])
-            or _describe(status.get(name, []))
-            or (f"{missing} is not there" if missing else "")
-        )
-        if reason:
-            reasons[name] = reason
+    reasons = _seen_here(root, graph, values)
+    if len(downstream_closure(set(reasons), graph)) < len(graph):  # in a new workspace all is known without DVC
+        status = _dvc_status(root)
+        reasons |= {name: reason for name in graph.keys() - reasons if (reason := _describe(status.get(name, [])))}
     stale = downstream_closure(set(reasons), graph)
     ordered = tuple(name for name in graph if name in stale)
     return Staleness(reasons, ordered, marker_path(root).exists())
 
 
-def _dvc_status(root: Path) -> dict[str, Any]:
+def _seen_here(root: Path, graph: dict[str, StageSpec], values: dict[str, Any]) -> dict[str, str]:
+    """Why stages are out of date, as far as dvc.lock, parameters and missing outputs tell."""
     if not (root / ".dvc").is_dir():
         raise ConfigError(f"{root} has no .dvc directory; get it back with `git checkout .dvc`, or run `dvc init`.")
+    locked = _locked_params(root)
+    reasons: dict[str, str] = {}
+    for name, spec in graph.items():
+        missing = next((out for out in spec.outs if not (root / out).exists()), None)
+        if name not in locked:
+            reasons[name] = "it has not run yet"
+        elif changed := _changed_params(spec, values, locked[name]):
+            reasons[name] = changed
+        elif missing:
+            reasons[name] = f"{missing} is not there"
+    return reasons
+
+
+def _dvc_status(root: Path) -> dict[str, Any]:
     done = subprocess.run(
         dvc_command("status", "--json"),
         cwd=root,

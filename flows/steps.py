@@ -20,7 +20,7 @@ from sparsekd.evaluation.packaged_tasks import check_tasks
 from sparsekd.pruning.budget import describe_reduction
 from sparsekd.runtime import prepare_process
 from sparsekd.sources import model_config, resolve_text
-from tasks.quick import about_to_compute
+from tasks.quick import importing
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Options:
         config = params.with_settings(params.load_preset(self.preset), options, "your command line")
         config = params.with_settings(config, self.settings or [], "your -S options")
         prepare_process(config.runtime)
-        about_to_compute()
         return config
 
 
@@ -57,7 +56,8 @@ def prune(model: str, out: Path, budget: dict[str, float | None], texts: list[st
     removed = describe_reduction(made.reduction)
     print(f"{made.old_width} to {made.new_width} neurons a layer: removes {removed}", file=sys.stderr)
     with _working("prune") as progress:
-        from sparsekd import api
+        with importing():
+            from sparsekd import api
 
         result = api.prune(model, out, width=config.prune.width, texts=texts, config=config, progress=progress)
     _report(result, out)
@@ -69,7 +69,8 @@ def distill(model: str, teacher: str, out: Path, texts: list[str] | None, option
     config = options.config()
     _check_sources(config, [model, teacher], texts)
     with _working("distill") as progress:
-        from sparsekd import api
+        with importing():
+            from sparsekd import api
 
         result = api.distill(model, teacher, out, texts=texts, config=config, progress=progress)
     _report(result, out)
@@ -83,7 +84,8 @@ def evaluate(model: str, dense: str | None, out: Path | None, texts: list[str] |
     _check_sources(config, [model] if dense is None else [model, dense], texts)
     check_tasks(config.evaluate.tasks, config.evaluate.include_path)
     with _working("evaluate") as progress:
-        from sparsekd import api
+        with importing():
+            from sparsekd import api
 
         result = api.evaluate(model, out, dense, texts=texts, config=config, progress=progress)
     _report(result, out)
@@ -95,7 +97,8 @@ def generate(directory: str, prompt: str, max_new_tokens: int, options: Options)
     preflight.check_layout(directory, model_config(directory))
     preflight.check_device(config)
     with _working("generate"):
-        from sparsekd import api
+        with importing():
+            from sparsekd import api
 
         answer = api.generate(directory, prompt, max_new_tokens, config=config)
     print(answer)

@@ -1,11 +1,13 @@
 """Stage benchmark: interleaved speed rounds and a kernel profile; timings are never part of an equal-bytes claim."""
 
 from tasks.process import Stage, run_stage
+from tasks.quick import quicken
 
 
 def benchmark(stage: Stage) -> None:
     import json
 
+    quicken()  # the tensors are in other processes
     from sparsekd.evaluation.speed import run_benchmark
 
     models = {

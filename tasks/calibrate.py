@@ -1,16 +1,18 @@
 """Stage calibrate: raw documents to packed sequences, split into calibration, validation and test."""
 
 from tasks.process import Stage, run_stage
+from tasks.quick import importing
 
 
 def calibrate(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
-    import torch
+    with importing():
+        import torch
 
-    from sparsekd.calibration.build import build_calibration
-    from sparsekd.calibration.corpora import read_corpora
-    from sparsekd.models import load_model, load_tokenizer
-    from sparsekd.runtime import resolve_device, use_threads
+        from sparsekd.calibration.build import build_calibration
+        from sparsekd.calibration.corpora import read_corpora
+        from sparsekd.models import load_model, load_tokenizer
+        from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     dense = stage.artifact("data/raw/model").path

@@ -1,15 +1,17 @@
 """Stage distill: the pruned model matches the dense model's distribution from the teacher cache."""
 
 from tasks.process import Stage, run_stage
+from tasks.quick import importing
 
 
 def distill(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
-    from sparsekd.calibration.packing import CalibrationSet
-    from sparsekd.distillation.card import write_card
-    from sparsekd.distillation.run import Curriculum, distill_checkpoint
-    from sparsekd.distillation.teacher import TeacherCache
-    from sparsekd.runtime import resolve_device, use_threads
+    with importing():
+        from sparsekd.calibration.packing import CalibrationSet
+        from sparsekd.distillation.card import write_card
+        from sparsekd.distillation.run import Curriculum, distill_checkpoint
+        from sparsekd.distillation.teacher import TeacherCache
+        from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     calibration = stage.artifact("data/calibration")

@@ -60,6 +60,8 @@ def settings(root: Path) -> dict[str, str]:
 def quiet_console() -> None:
     """Keep Prefect's log off the console (it still reaches the flow run's log): for a caller that draws its own."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    # A heartbeat that is cut off by the run's end is an error with its whole content in the log of Prefect's threads
+    os.environ["PREFECT_INTERNAL_LOGGING_LEVEL"] = "CRITICAL"
 
 
 def stage_environment(root: Path, stage: str) -> dict[str, str]:

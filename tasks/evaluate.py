@@ -6,16 +6,18 @@ Perplexity, agreement with the dense model, lm-eval tasks and the fixed prompts.
 import sys
 
 from tasks.process import Stage, run_stage
+from tasks.quick import importing
 
 
 def evaluate(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
-    from sparsekd.calibration.packing import CalibrationSet
-    from sparsekd.distillation.teacher import TeacherCache
-    from sparsekd.evaluation.evaluate import evaluate_model
-    from sparsekd.evaluation.overlap import benchmark_overlap, read_benchmark_rows
-    from sparsekd.models import load_tokenizer
-    from sparsekd.runtime import resolve_device, use_threads
+    with importing():
+        from sparsekd.calibration.packing import CalibrationSet
+        from sparsekd.distillation.teacher import TeacherCache
+        from sparsekd.evaluation.evaluate import evaluate_model
+        from sparsekd.evaluation.overlap import benchmark_overlap, read_benchmark_rows
+        from sparsekd.models import load_tokenizer
+        from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     variant = stage.spec.out.name

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tasks.corpora import own_corpora
 from tasks.process import Stage, run_stage
+from tasks.quick import importing
 
 
 def model(stage: Stage) -> None:
@@ -15,7 +16,8 @@ def model(stage: Stage) -> None:
     config = stage.config.model
     source = stage.facts["source"] = fetch_model(config.source, config.revision, stage.out, stage.progress, stage.say)
     if source["kind"] != "catalogue":  # whose bytes are known; any other is loaded once, before work is built on it
-        from sparsekd.models import load_model
+        with importing():
+            from sparsekd.models import load_model
 
         try:
             load_model(stage.out)

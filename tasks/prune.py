@@ -1,14 +1,16 @@
 """Stage prune: neurons are selected and the rest is refitted, layer by layer."""
 
 from tasks.process import Stage, run_stage
+from tasks.quick import importing
 
 
 def prune(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
-    from sparsekd.calibration.packing import CalibrationSet
-    from sparsekd.pruning.budget import describe_reduction
-    from sparsekd.pruning.checkpoint import prune_checkpoint
-    from sparsekd.runtime import resolve_device, use_threads
+    with importing():
+        from sparsekd.calibration.packing import CalibrationSet
+        from sparsekd.pruning.budget import describe_reduction
+        from sparsekd.pruning.checkpoint import prune_checkpoint
+        from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     data = CalibrationSet.load(stage.artifact("data/calibration").path)

@@ -6,9 +6,11 @@ and `python quick.py FILE.py …` is `python FILE.py …`.
 """
 
 import atexit
+import contextlib
 import gc
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 QUICK = Path(__file__)
@@ -21,9 +23,19 @@ def quicken() -> None:
     leave_quickly()
 
 
-def about_to_compute() -> None:
-    """Search for cycles as usual from now on."""
-    gc.set_threshold(*_USUAL)
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """For a process that computes next: no search for cycles while torch and what needs it are imported in this block.
+
+    What they leave is never searched. Afterwards cycles are looked for as usual.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.set_threshold(*_USUAL)
+        gc.enable()
 
 
 def leave_quickly() -> None:

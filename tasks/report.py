@@ -1,10 +1,12 @@
 """Stage report: summary.json, metrics.json, pictures, an offline page and the model card from what the stages wrote."""
 
 from tasks.process import Stage, run_stage
+from tasks.quick import quicken
 
 
 def report(stage: Stage) -> None:
     """Fill data/report. The manifest keeps the verdict, so that a log can show it without opening the page."""
+    quicken()  # no torch here
     from sparsekd.report import write_report
 
     artifacts = {path.removeprefix("data/"): artifact for path, artifact in stage.inputs.items()}

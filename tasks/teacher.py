@@ -1,16 +1,18 @@
 """Stage teacher: one pass of the dense model fills the teacher cache."""
 
 from tasks.process import Stage, run_stage
+from tasks.quick import importing
 
 
 def teacher(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
-    import torch
+    with importing():
+        import torch
 
-    from sparsekd.calibration.packing import CalibrationSet
-    from sparsekd.distillation.teacher import write_teacher_cache
-    from sparsekd.models import load_model
-    from sparsekd.runtime import resolve_device, use_threads
+        from sparsekd.calibration.packing import CalibrationSet
+        from sparsekd.distillation.teacher import write_teacher_cache
+        from sparsekd.models import load_model
+        from sparsekd.runtime import resolve_device, use_threads
 
     use_threads(stage.config.runtime)
     data = CalibrationSet.load(stage.artifact("data/calibration").path)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sparsekd.errors import ArtifactError, SparseKDError
+from tasks.quick import quicken
 from tasks.state import FOLDER
 from tasks.tracking import pending, registry
 from tasks.tracking.record import Record, collect
@@ -246,4 +247,5 @@ def main(arguments: Iterable[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    quicken()
     sys.exit(main())

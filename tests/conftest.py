@@ -6,14 +6,16 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 # Or every child compiles this repository's modules anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -22,12 +24,9 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-import torch
-from transformers import PreTrainedTokenizerFast
-
-from flows.servers import free_port, start_prefect
-from tests.databases import copy_prefect_database
-from tests.tiny_models import make_documents, make_tokenizer, write_model
+# What takes long to import is imported where it is used: the process that only hands out tests needs none of it
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NO_GPU = "no CUDA device"
 """Begins the reason of a skip that is none of the environment's faults: tests/unit/distillation/test_cuda.py."""
@@ -95,6 +94,8 @@ def _restore(environment: dict[str, str]) -> None:
 @pytest.fixture(autouse=True)
 def _few_threads() -> Iterator[None]:
     """Tiny models are faster on one thread, and the tests' bits do not depend on the machine."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -104,12 +105,15 @@ def _few_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the tests' own sentences, with a chat template."""
+    from tests.tiny_models import make_tokenizer
+
     return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
     """Write a tiny random stock checkpoint of a family and return its directory; arguments as of `write_model`."""
+    from tests.tiny_models import write_model
 
     def make(model_type: str = "llama", **changes: Any) -> Path:
         return write_model(tmp_path_factory.mktemp(model_type) / "model", tokenizer, model_type, **changes)
@@ -117,9 +121,12 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server for one module's tests: a run that starts its own takes 8 s longer."""
+    """The address of a Prefect server for all tests of a process: a run that starts its own takes 8 s longer."""
+    from flows.servers import free_port, start_prefect
+    from tests.databases import copy_prefect_database
+
     root = tmp_path_factory.mktemp("prefect")
     copy_prefect_database(root)
     server = start_prefect(root, free_port(), ui=False)
@@ -139,6 +146,8 @@ def tiny_llama_dir(make_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .jsonl file of 80 documents."""
+    from tests.tiny_models import make_documents
+
     file = tmp_path_factory.mktemp("texts") / "sentences.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents(80, seed=1)))
     return file

@@ -9,12 +9,15 @@ write to a full disk, `edit` an edit of params.yaml after the stage's own check.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ from tests.databases import copy_prefect_database
 
 STAGES = ("calibrate", "teacher", "prune", "distill")
 CHECKOUT = Path(__file__).parent.parent
+_REST = 40
+"""So much longer than looking for something takes is the rest before looking again."""
 
 _DVC_YAML = """\
 metrics: [data/distilled/metrics.json]
@@ -120,6 +125,11 @@ class Miniature:
     def graph(self) -> dict[str, StageSpec]:
         return read_graph(self.root)
 
+    def copy(self, path: Path) -> Miniature:
+        """The same at `path`, to change at will."""
+        shutil.copytree(self.root, path, symlinks=True)
+        return Miniature(path)
+
     def control(self, action: str, stage: str, text: str = "") -> Path:
         """Tell a stage what to do; unlink the file that is returned to end it."""
         path = self.root / "control" / f"{action}-{stage}"
@@ -162,6 +172,16 @@ class Miniature:
 
 def make_miniature(path: Path) -> Miniature:
     """A fresh checkout at `path`, with git and DVC but nothing computed."""
+    shutil.copytree(_fresh(), path, symlinks=True)
+    return Miniature(path)
+
+
+@functools.cache
+def _fresh() -> Path:
+    """Made once a process: `dvc init` and git take longer than a copy of what they leave."""
+    folder = tempfile.TemporaryDirectory(prefix="sparsekd-miniature-")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "miniature"
     (path / "mini").mkdir(parents=True)
     (path / "control").mkdir()
     (path / "dvc.yaml").write_text(_DVC_YAML)
@@ -180,7 +200,7 @@ def make_miniature(path: Path) -> Miniature:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "add", "."], **quietly)
     subprocess.run(["git", *identity, "commit", "-q", "-m", "miniature"], **quietly)
-    return Miniature(path)
+    return path
 
 
 @contextlib.contextmanager
@@ -217,11 +237,18 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Poll `condition`; AssertionError naming `what` when it does not come true in time."""
+    """Poll `condition`; AssertionError naming `what` when it does not come true in time.
+
+    What takes long is asked for seldom: a Prefect server that is asked all the time does little else.
+    """
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"waited {seconds} s for {what}"
+        time.sleep(min(max(0.02, _REST * (now - asked)), 1.0, deadline - now))
 
 
 def processes_in(root: Path) -> list[str]:

@@ -10,7 +10,8 @@ half the time of stock: 131 against 286 CPU-seconds with SmolLM2-135M in bfloat1
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -70,11 +71,14 @@ class SharedContextLM(HFLM):
         """Σ log q(continuation | context) in nats, and whether greedy decoding would give the continuation."""
         answers: dict[int, tuple[float, bool]] = {}
         groups, long = self._groups(requests)
+        batches = []
         while groups:
             size = max(1, min(self.batch_size, _MASK_ENTRIES // groups[0].length ** 2))
-            batch, groups = groups[:size], groups[size:]
+            batches.append(groups[:size])
+            groups = groups[size:]
+        for batch, scores in zip(batches, self._score_all(batches), strict=True):
             places = [place for group in batch for place in group.places]
-            answers.update(zip(places, self._score(batch), strict=True))
+            answers.update(zip(places, scores, strict=True))
             self._progress(len(answers), len(requests), "requests")
         if long:  # stock truncates them from the left, each on its own
             stock = super()._loglikelihood_tokens([requests[place] for place in long], disable_tqdm, override_bs)
@@ -101,6 +105,19 @@ class SharedContextLM(HFLM):
         groups = [Group(context, mine, [requests[place][2] for place in mine]) for context, mine in places.items()]
         return sorted(groups, key=lambda group: (-group.length, group.context)), long
 
+    def _score_all(self, batches: Sequence[Sequence[Group]]) -> Iterator[list[tuple[float, bool]]]:
+        """The answers of each batch. On a CPU two are computed at a time: rows are too short to keep all cores busy."""
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1:
+            yield from map(self._score, batches)
+            return
+        try:
+            with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=((threads + 1) // 2,)) as pool:
+                yield from pool.map(self._score, batches)
+        finally:
+            torch.set_num_threads(threads)  # in part one setting for all threads
+
+    @torch.inference_mode()
     def _score(self, batch: Sequence[Group]) -> list[tuple[float, bool]]:
         packed = pack_groups(batch, self.model.dtype)
         output = self.model.base_model(

@@ -65,15 +65,16 @@ class Machine:
 
     def flow_process(self) -> int:
         """The process that runs the flow, and not one of its stages."""
-        found = [
-            process.pid
-            for process in psutil.process_iter(["cmdline", "environ"])
+        found = {
+            process.pid: process.info["ppid"]
+            for process in psutil.process_iter(["cmdline", "environ", "ppid"])
             if "prefect.flow_engine" in " ".join(process.info["cmdline"] or [])
             or "prefect.engine" in " ".join(process.info["cmdline"] or [])
             if (process.info["environ"] or {}).get("SPARSEKD_HOME") == str(self.clone.root)
-        ]
-        assert len(found) == 1, found
-        return found[0]
+        }
+        # What it starts looks like it for a moment, between fork and exec
+        [one] = [process for process, parent in found.items() if parent not in found]
+        return one
 
 
 @dataclass

@@ -61,6 +61,11 @@ def test_every_stage_with_a_kill_in_distillation(checkout: Path) -> None:
     assert set(summary["variants"]["distilled"]["perplexity"]) == {"wiki", "stories", "chat"}
     assert (checkout / "data/report/index.html").is_file()
 
+    benchmark = json.loads((checkout / "data/benchmark/benchmark.json").read_text())
+    assert set(benchmark["models"]) == {"dense", "pruned", "distilled"}
+    assert len(benchmark["ratio"]["distilled"]["decode"]["rounds"]) == benchmark["settings"]["rounds"]
+    assert "distilled: prefill ×" in again
+
     resumed = [hash_file(checkout / "data/distilled" / name) for name in ("model.safetensors", "curve.csv")]
     shutil.rmtree(checkout / "data/distilled")
     subprocess.run([sys.executable, "-m", "tasks.distill"], cwd=checkout, env=environment(), check=True)

@@ -46,6 +46,8 @@ def _why_not() -> str | None:
     return None
 
 
+SERVER = {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""As mlflow/server.env has it."""
 skip = pytest.mark.skipif(_why_not() is not None, reason=str(_why_not()))
 
 
@@ -128,7 +130,7 @@ def test_mlflow_records_a_run_and_its_model(database: str, tmp_path: Path) -> No
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments, "--port", str(port)],
         cwd=tmp_path,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={**os.environ, **SERVER},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

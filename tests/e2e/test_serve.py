@@ -186,16 +186,15 @@ def test_cancelling_ends_the_stages(served: Served) -> None:
     served.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
     served.wait_for_state(run, "Cancelled")
     wait_until(lambda: not any("mini.work" in line for line in served.checkout.processes()), "the stage to end", 5)
+    (served.checkout.root / "control" / "held-prune").unlink()
+    wait_until(lambda: not left_behind(served.checkout.root), "its workspace to go", 10)
     hold.unlink()
-    again = served.wait_for_state(served.run(prune={"width": 0.625}), "Completed", "Failed")
-    assert served.checkout.kept(again["name"], "pruned") == "prune 0.625\n"
-    assert not left_behind(served.checkout.root)
 
 
 def test_a_server_that_dies_is_started_again_and_the_run_goes_on(served: Served) -> None:
+    """Of the values whose run was cancelled, where tests run in order."""
     hold = served.checkout.control("hold", "prune")
-    (served.checkout.root / "control" / "held-prune").unlink(missing_ok=True)
-    run = served.run(prune={"width": 0.6875})
+    run = served.run(prune={"width": 0.625})
     served.checkout.held("prune")
     port = served.prefect.rpartition(":")[2]
     [server] = [
@@ -210,6 +209,7 @@ def test_a_server_that_dies_is_started_again_and_the_run_goes_on(served: Served)
     hold.unlink()
     ended = served.wait_for_state(run, "Completed", "Failed", "Crashed")
     assert (ended["state_name"], ended["run_count"]) == ("Completed", 1), ended["state"]["message"]
+    assert served.checkout.kept(ended["name"], "pruned") == "prune 0.625\n"
 
 
 def test_of_three_missed_times_one_run_computes(served: Served) -> None:
@@ -286,6 +286,7 @@ def test_a_port_in_use_and_a_second_serve_are_refused(served: Served) -> None:
 
 def test_a_port_in_use_and_kill_9_after_which_the_run_goes_on(tmp_path: Path, served: Served) -> None:
     checkout = make_miniature(tmp_path / "checkout")
+    copy_mlflow_database(checkout.root)
     taken = served.prefect.rpartition(":")[2]
     with started(checkout, SERVE, taken, str(free_port()), "") as process:
         output, _ = process.communicate()

@@ -250,17 +250,6 @@ def test_a_wrong_setting_ends_the_stage_in_a_sentence(inputs: Inputs, tmp_path: 
     assert not (tmp_path / "data/evaluation/dense").exists()
 
 
-@pytest.mark.slow
-def test_the_benchmark_stage_writes_what_the_report_reads(inputs: Inputs, tmp_path: Path) -> None:
-    make_checkout(inputs, tmp_path)
-    ended = run_stage(tmp_path, "tasks.benchmark")
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads((tmp_path / "data/benchmark/benchmark.json").read_text())
-    assert set(found["models"]) == {"dense", "pruned", "distilled"}
-    assert len(found["ratio"]["distilled"]["decode"]["rounds"]) == 2
-    assert "distilled: prefill ×" in ended.stdout
-
-
 def test_defaults_of_the_stage_are_the_configuration(inputs: Inputs) -> None:
     """The stage passes whole sections: a new setting cannot be forgotten on the way."""
     assert set(RunConfig().evaluate.model_dump()) == set(CONFIG.model_dump())

@@ -90,20 +90,6 @@ def test_it_leaves_the_checkout_alone_and_is_kept(mini: Miniature, run: Run) -> 
     assert "first" in json.dumps(shown)
 
 
-def test_a_gate_that_is_not_passed_is_a_state_with_its_reasons_and_no_tag(mini: Miniature, run: Run, api: str) -> None:
-    with receiver() as (address, told):
-        settings = ("-S", "prune.width=0.5", "-S", "gate.kl=0.1")
-        done = run("compress", "--isolated", "--name", "bad", *settings, SPARSEKD_WEBHOOK=address)
-    assert done.returncode == 0, done.stderr
-    [bad] = json.loads(run("runs", "--json").stdout)
-    assert (bad["gate"], git(mini.root, "tag", "--list")) == ("not passed", "")
-    [flow_run] = ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [bad["flow_run_id"]]}}})
-    assert (flow_run["state_name"], flow_run["state_type"]) == ("Not passed", "COMPLETED")
-    [message] = told
-    assert (message["event"], message["run"]) == ("not passed", "bad")
-    assert message["message"] == flow_run["state"]["message"] == "Gate: not passed. KL is 0.2."
-
-
 def test_two_at_once_compute_what_they_share_once(mini: Miniature, api: str) -> None:
     mini.edit("  tokens: 122880", "  tokens: 61440")  # calibrate, and so everything, is new
     hold = mini.control("hold", "calibrate")
@@ -230,10 +216,17 @@ def test_refresh_ends_at_once_unless_something_is_new_and_then_tells_what_change
     assert told in {artifact["data"] for artifact in shown}
 
     mini.edit("width: 0.5", "width: 0.125")
-    third = run("refresh", *limits)
+    with receiver() as (address, heard):
+        third = run("refresh", *limits, SPARSEKD_WEBHOOK=address)
     assert third.returncode == 0
     assert "Not passed. Gate: not passed." in third.stdout
     worst = json.loads(run("runs", "--json").stdout)[0]
+    assert worst["gate"] == "not passed"
+    [flow_run] = ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [worst["flow_run_id"]]}}})
+    assert (flow_run["state_name"], flow_run["state_type"]) == ("Not passed", "COMPLETED")
+    [message] = [message for message in heard if message["run"] == worst["name"]]
+    assert message["event"] == "not passed"
+    assert message["message"] == flow_run["state"]["message"] == "Gate: not passed. KL is 0.35."
     told = (mini.root / ".sparsekd" / "runs" / worst["name"] / "changes.md").read_text()
     assert f"against {newest['name']}" in told, "the last that was accepted"
     assert git(mini.root, "tag", "--list").split() == sorted(f"champion/{name['name']}" for name in (record, newest))

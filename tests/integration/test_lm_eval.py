@@ -71,6 +71,15 @@ def test_log_likelihoods_are_those_of_stock_hflm(make_model: Callable[..., Path]
         assert greedy is hits
 
 
+def test_two_batches_at_a_time_give_the_same(loaded: Loaded) -> None:
+    asked = requests(loaded[1])
+    lm = SharedContextLM(*loaded, 2)
+    alone = lm._loglikelihood_tokens(asked)
+    torch.set_num_threads(2)
+    assert lm._loglikelihood_tokens(asked) == alone
+    assert torch.get_num_threads() == 2
+
+
 def test_a_greedy_continuation_is_recognised(loaded: Loaded) -> None:
     model, tokenizer = loaded
     context = tokenizer("the river")["input_ids"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,36 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+def s3(keys: None) -> Iterator[Storage]:
     with storage() as server:
         yield server
+
+
+@dataclass
+class Filled:
+    """A storage that has every stage of the checkout `first`, sent by a run as Prefect sees it."""
+
+    first: Miniature
+    s3: Storage
+
+    def checkout(self, path: Path) -> Miniature:
+        """Another one, that shares the storage."""
+        return checkout(path, self.s3)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, api: str) -> Iterator[Filled]:
+    """One for all tests that leave the server running. What they send themselves is of another `prune.width`."""
+    with storage() as s3:
+        first = checkout(tmp_path_factory.mktemp("filled") / "one", s3)
+        assert launch(first, api).startswith("outcome"), "a run with a remote"
+        yield Filled(first, s3)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
 
 
 def checkout(path: Path, s3: Storage | None = None) -> Miniature:
@@ -59,19 +85,17 @@ def test_without_a_remote_nothing_is_asked(tmp_path: Path) -> None:
     assert default_remote(checkout(tmp_path / "alone").root) is None
 
 
-def test_a_second_checkout_computes_nothing(tmp_path: Path, s3: Storage, api: str) -> None:
-    first, second = checkout(tmp_path / "one", s3), checkout(tmp_path / "two", s3)
-    assert launch(first, api).startswith("outcome"), "a run with a remote"
+def test_a_second_checkout_computes_nothing(tmp_path: Path, filled: Filled, api: str) -> None:
+    second = filled.checkout(tmp_path / "two")
     output = launch(second, api)
     assert output.startswith("outcome"), output
     assert [second.runs(stage) for stage in STAGES] == [0, 0, 0, 0]
-    assert second.value("distilled") == first.value("distilled")
+    assert second.value("distilled") == filled.first.value("distilled")
     assert warning_of_run(second.root) is None
 
 
-def test_what_the_remote_lacks_is_computed_and_sent(tmp_path: Path, s3: Storage) -> None:
-    first, second = checkout(tmp_path / "one", s3), checkout(tmp_path / "two", s3)
-    run(first)
+def test_what_the_remote_lacks_is_computed_and_sent(tmp_path: Path, filled: Filled, keys: None) -> None:
+    first, second = filled.first.copy(tmp_path / "one"), filled.checkout(tmp_path / "two")
     second.edit("width: 0.75", "width: 0.5")
     outcomes, warnings = run(second)
     assert outcomes == {"calibrate": "restored", "teacher": "restored", "prune": "computed", "distill": "computed"}
@@ -85,16 +109,15 @@ def test_what_the_remote_lacks_is_computed_and_sent(tmp_path: Path, s3: Storage)
     }
 
 
-def test_outputs_that_are_gone_here_come_back(tmp_path: Path, s3: Storage) -> None:
+def test_outputs_that_are_gone_here_come_back(tmp_path: Path, filled: Filled, keys: None) -> None:
     """dvc.lock is there, as after `git clone`, and the cache is not."""
-    first = checkout(tmp_path / "one", s3)
-    run(first)
+    first = filled.first.copy(tmp_path / "one")
     git(first.root, "add", "dvc.lock")
     git(first.root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "results")
     subprocess.run(["git", "clone", "-q", str(first.root), str(tmp_path / "clone")], check=True)
     clone = Miniature(tmp_path / "clone")
     (clone.root / "control").mkdir()
-    s3.configure(clone.root)
+    filled.s3.configure(clone.root)
     assert set(run(clone)[0].values()) == {"restored"}
     assert [clone.runs(stage) for stage in STAGES] == [0, 0, 0, 0]
 
