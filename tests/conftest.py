@@ -121,9 +121,12 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server for all tests of a process: a run that starts its own takes 8 s longer."""
+    """The address of a Prefect server for one module's tests: a run that starts its own takes 8 s longer.
+
+    Not for all tests of a process: idle it takes 2 % of a core, and its start 4 CPU-seconds.
+    """
     from flows.servers import free_port, start_prefect
     from tests.databases import copy_prefect_database
 
