@@ -123,11 +123,12 @@ def _ensure(client: SyncPrefectClient, automation: AutomationCore) -> str:
         client.create_automation(automation)
         return f"created   {automation.name}"
     present, *more = found
-    for extra in more:
-        client.delete_automation(extra.id)
-    if _same(present, automation):
-        return ""  # an update would forget which runs it waits for
-    client.update_automation(present.id, automation)
+    same = _same(present, automation)
+    for old in more if same else found:
+        client.delete_automation(old.id)
+    if same:
+        return ""  # a new one would forget which runs it waits for
+    client.create_automation(automation)  # the server takes no update that this client sends
     return f"updated   {automation.name}"
 
 
