@@ -25,17 +25,14 @@ def quicken() -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """For a process that computes next: no search for cycles while torch and what needs it are imported in this block.
+    """`sparsekd.runtime.importing` for a process that may be `quicken`ed: afterwards cycles are looked for as usual."""
+    from sparsekd import runtime  # not at the top: what this file starts needs nothing of ours
 
-    What they leave is never searched. Afterwards cycles are looked for as usual.
-    """
-    gc.disable()
     try:
-        yield
+        with runtime.importing():
+            yield
     finally:
-        gc.freeze()
         gc.set_threshold(*_USUAL)
-        gc.enable()
 
 
 def leave_quickly() -> None:

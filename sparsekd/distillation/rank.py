@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 
 from sparsekd.config import Distill, Runtime
 from sparsekd.errors import SparseKDError
-from sparsekd.runtime import prepare_process
+from sparsekd.runtime import importing, prepare_process
 
 JOB = "job.json"
 _TEXT_BYTES = 3000  # a line below PIPE_BUF (4096) reaches the reader whole, whoever else writes
@@ -79,21 +78,20 @@ def main(folder: Path, rank: int, channel: Channel) -> NoReturn:
 
 
 def _take_part_and_exit(folder: Path, job: dict[str, Any], rank: int, channel: Channel) -> NoReturn:
-    gc.disable()  # what the libraries make at import is no garbage; to look through it takes a fifth longer
     from datetime import timedelta
 
-    import torch
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import FileStore, Store, TCPStore
+    with importing():
+        import torch
+        import torch.distributed as dist
+        from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
-    from sparsekd.calibration.packing import CalibrationSet
-    from sparsekd.distillation.processes import Machines, Processes
-    from sparsekd.distillation.run import Curriculum, train
-    from sparsekd.distillation.strategy import STRATEGIES
-    from sparsekd.distillation.teacher import TeacherCache
-    from sparsekd.progress import silent
+        from sparsekd.calibration.packing import CalibrationSet
+        from sparsekd.distillation.processes import Machines, Processes
+        from sparsekd.distillation.run import Curriculum, train
+        from sparsekd.distillation.strategy import STRATEGIES
+        from sparsekd.distillation.teacher import TeacherCache
+        from sparsekd.progress import silent
 
-    gc.enable()
     config = Distill(**job["config"])
     machines = Machines(**job["processes"].pop("machines"))
     processes = Processes(**job["processes"], machines=machines)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsekd.config import Benchmark, Runtime
 from sparsekd.errors import SparseKDError
-from sparsekd.runtime import prepare_process, resolve_device, thread_count, use_threads
+from sparsekd.runtime import importing, prepare_process, resolve_device, thread_count, use_threads
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +36,10 @@ class Timed:
     """A loaded and warmed-up model, and the request that is timed: a prompt of random tokens, then greedy decoding."""
 
     def __init__(self, path: Path, settings: Benchmark, runtime: Runtime) -> None:
-        import torch
+        with importing():
+            import torch
 
-        from sparsekd.models import load_model
+            from sparsekd.models import load_model
 
         use_threads(runtime)
         self.settings = settings
@@ -184,13 +185,6 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     runtime, settings = Runtime(**order["runtime"]), Benchmark(**order["settings"])
     prepare_process(runtime)
-    gc.disable()  # what the libraries make at import is no garbage; to look through it takes a fifth longer
-    import torch  # noqa: F401
-
-    import sparsekd.decoding
-    import sparsekd.models  # noqa: F401
-
-    gc.enable()
     try:
         timed = Timed(Path(order["path"]), settings, runtime)
         answers.write(json.dumps(timed.describe(runtime)) + "\n")
