@@ -114,6 +114,7 @@ def growth_table(rows: list[dict[str, Any]]) -> str:
 def draw_growth(rows: list[dict[str, Any]], file: Path) -> None:
     """Seconds against the smallest point's, one panel for each dimension."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, panels = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
     for panel, dimension in zip(panels, ("tokens", "layers", "width"), strict=True):
@@ -126,10 +127,8 @@ def draw_growth(rows: list[dict[str, Any]], file: Path) -> None:
             xlabel=dimension, xscale="log", yscale="log", xticks=sizes, xticklabels=[f"{size:,}" for size in sizes]
         )
         panel.minorticks_off()
-    seconds = [2.0**power for power in range(-4, 8)]
-    low, high = (end(row[name] for row in rows for name in ("forward", "training", "prune")) for end in (min, max))
-    shown = [tick for tick in seconds if low / 2 < tick < high * 2]
-    panels[0].set(yticks=shown, yticklabels=[f"{tick:g}" for tick in shown])
+    panels[0].yaxis.set_major_locator(LogLocator(base=2))
+    panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("seconds")
     panels[0].legend()
     figure.savefig(file, dpi=120)

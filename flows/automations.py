@@ -119,17 +119,13 @@ def ensure() -> list[str]:
 
 def _ensure(client: SyncPrefectClient, automation: AutomationCore) -> str:
     found = client.read_automations_by_name(automation.name)
-    if not found:
-        client.create_automation(automation)
-        return f"created   {automation.name}"
-    present, *more = found
-    same = _same(present, automation)
-    for old in more if same else found:
+    kept = 1 if found and _same(found[0], automation) else 0  # a new one would forget which runs it waits for
+    for old in found[kept:]:
         client.delete_automation(old.id)
-    if same:
-        return ""  # a new one would forget which runs it waits for
-    client.create_automation(automation)  # the server takes no update that this client sends
-    return f"updated   {automation.name}"
+    if kept:
+        return ""
+    client.create_automation(automation)  # also for an update: the server refuses those that this client sends
+    return f"{'updated' if found else 'created'}   {automation.name}"
 
 
 def keep_going(ended: threading.Event) -> None:

@@ -38,20 +38,21 @@ def staleness(root: Path, values: dict[str, Any]) -> Staleness:
     Parameters are compared with dvc.lock here, everything else is what `dvc status` says. An output that is gone from
     the disk is stale too. `untracked` says that a finished run still waits to be logged to MLflow.
     """
+    if not (root / ".dvc").is_dir():
+        raise ConfigError(f"{root} has no .dvc directory; get it back with `git checkout .dvc`, or run `dvc init`.")
     graph = read_graph(root)
     reasons = _seen_here(root, graph, values)
-    if len(downstream_closure(set(reasons), graph)) < len(graph):  # in a new workspace all is known without DVC
-        status = _dvc_status(root)
-        reasons |= {name: reason for name in graph.keys() - reasons if (reason := _describe(status.get(name, [])))}
     stale = downstream_closure(set(reasons), graph)
+    if len(stale) < len(graph):  # in a new workspace all is known without DVC
+        told = {name: _describe(entry) for name, entry in _dvc_status(root).items()}
+        reasons = {name: reason for name in graph if (reason := reasons.get(name) or told.get(name))}
+        stale = downstream_closure(set(reasons), graph)
     ordered = tuple(name for name in graph if name in stale)
     return Staleness(reasons, ordered, marker_path(root).exists())
 
 
 def _seen_here(root: Path, graph: dict[str, StageSpec], values: dict[str, Any]) -> dict[str, str]:
     """Why stages are out of date, as far as dvc.lock, parameters and missing outputs tell."""
-    if not (root / ".dvc").is_dir():
-        raise ConfigError(f"{root} has no .dvc directory; get it back with `git checkout .dvc`, or run `dvc init`.")
     locked = _locked_params(root)
     reasons: dict[str, str] = {}
     for name, spec in graph.items():
