@@ -119,6 +119,7 @@ def test_no_value_reaches_a_shell(guarded: Guarded, tmp_path: Path) -> None:
         ("compress", {"model": {"source": evil, "revision": None}}),
         ("compress", {"at": evil}),
         ("compress", {"name": evil}),
+        ("compress", {"name": "../.."}),
         ("evaluate", {"model": evil}),
         ("sweep", {"settings": [f"report.name={evil},b"], "name": evil}),
     ):

@@ -194,13 +194,12 @@ def test_less_may_be_asked(inputs: Inputs, tmp_path: Path) -> None:
 
 
 def make_checkout(inputs: Inputs, root: Path) -> None:
-    """What the stages before evaluate and benchmark leave behind."""
+    """What the stages before evaluate leave behind."""
     shutil.copy(CHECKOUT / "dvc.yaml", root)
     settings = {"evaluate": CONFIG.model_dump(mode="json"), "runtime": {"threads": 1, "device": "cpu"}}
     settings |= {"report": {"prompts": list(PROMPTS), "prompt_tokens": 5}}
-    settings |= {"benchmark": {"rounds": 2, "prefill_tokens": 16, "decode_tokens": 4}}
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
-    sources = {"raw/model": inputs.dense, "pruned": inputs.pruned, "distilled": inputs.pruned}
+    sources = {"raw/model": inputs.dense, "pruned": inputs.pruned}
     sources |= {"teacher": inputs.root / "teacher", "raw/benchmarks": inputs.benchmarks}
     for name, source in sources.items():
         with writing(root / "data" / name, name, {}, {}) as draft:

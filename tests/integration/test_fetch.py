@@ -175,6 +175,7 @@ def test_a_hub_model_is_fetched_by_commit_and_then_offline(checkout: Checkout, h
 
     checkout.configure(model={"source": "me/tiny", "revision": COMMIT})
     asked_before = len(hub.requests)
+    assert checkout.fetch("model", HF_HUB_OFFLINE="1").returncode == 0
     assert checkout.fetch("model").returncode == 0
     assert [r for r in hub.requests[asked_before:] if "/me/tiny" in r] == [], "a pinned model asks for nothing again"
 

@@ -224,8 +224,8 @@ def test_refresh_ends_at_once_unless_something_is_new_and_then_tells_what_change
     assert worst["gate"] == "not passed"
     [flow_run] = ask(api, "flow_runs/filter", {"flow_runs": {"id": {"any_": [worst["flow_run_id"]]}}})
     assert (flow_run["state_name"], flow_run["state_type"]) == ("Not passed", "COMPLETED")
-    [message] = [message for message in heard if message["run"] == worst["name"]]
-    assert message["event"] == "not passed"
+    [message] = heard
+    assert (message["event"], message["run"]) == ("not passed", worst["name"])
     assert message["message"] == flow_run["state"]["message"] == "Gate: not passed. KL is 0.35."
     told = (mini.root / ".sparsekd" / "runs" / worst["name"] / "changes.md").read_text()
     assert f"against {newest['name']}" in told, "the last that was accepted"

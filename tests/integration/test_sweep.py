@@ -74,10 +74,10 @@ def test_one_that_fails_does_not_stop_the_others_and_says_why(mini: Miniature, r
     assert "1 of 2 runs failed, w0.25: Stage prune failed: distill.learning_rate is 9" in done.stderr
     assert "w0.5" in done.stdout
     (mini.root / "control" / "fail-prune").unlink()
-    more = run("sweep", "--name", "s", "-S", "prune.width=0.25,0.5")
+    more = run("sweep", "--name", "s", "-S", "prune.width=0.25,0.5,0.125")
     assert more.returncode == 0
     assert "1 of them done before" in more.stdout
-    assert mini.runs("distill") == 1 + 2
+    assert mini.runs("distill") == 1 + 3, "the one that had failed, and a new one"
 
 
 @pytest.mark.parametrize(
