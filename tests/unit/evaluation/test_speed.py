@@ -84,15 +84,15 @@ def test_a_table_by_operator_class_adds_up(make_model: Callable[..., Path]) -> N
     ids = torch.arange(64)[None]
     with torch.inference_mode():
         wide(ids), narrow(ids)
-        found = {
-            size: operator_milliseconds(model, lambda m=model: m(ids)) for size, model in (("w", wide), ("n", narrow))
-        }
-    for table in found.values():
+        # five turns each: another process takes the core for longer than such a layer's whole work
+        found = [[operator_milliseconds(model, lambda m=model: m(ids)) for model in (wide, narrow)] for _ in range(5)]
+    for table in (table for turn in found for table in turn):
         assert tuple(table) == CLASSES
         assert all(value > 0 for value in table.values())
-        shares = with_shares(table)
-        assert sum(row["share"] for row in shares.values()) == pytest.approx(1)
-    assert with_shares(found["w"])["ffn"]["share"] > with_shares(found["n"])["ffn"]["share"]
+        assert sum(row["share"] for row in with_shares(table).values()) == pytest.approx(1)
+    shares = torch.tensor([[with_shares(table)["ffn"]["share"] for table in turn] for turn in found])
+    of_wide, of_narrow = shares.median(dim=0).values
+    assert of_wide > of_narrow
 
 
 def test_marks_are_gone_after_profiling(tiny_llama_dir: Path) -> None:
