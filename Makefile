@@ -11,7 +11,7 @@ ARGS ?=
 TEST := -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress test check audit ui format lock clean
+.PHONY: help setup compress test check audit docs ui format lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,16 @@ ui: setup  ## open the Prefect and MLflow pages on 127.0.0.1, with the flow as a
 audit: setup  ## known vulnerabilities of the locked packages (asks an index of advisories on the network)
 	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	@build/audit/bin/pip-audit --disable-pip --no-deps -r requirements.lock
+
+docs: setup build/docs/.ready  ## the documentation as a site, build/site/index.html; it opens offline
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/docs $(BIN)/python -m mkdocs build --quiet --strict
+	@! grep -rnoE '(src|<link[^>]* href)="(https?:)?//[^"]*' build/site --include='*.html' || { echo "pages would fetch these from elsewhere" >&2; exit 1; }
+
+# Beside .venv, not in it: requirements.lock is an input of every stage, and tools for pages must not change it
+build/docs/.ready: docs/site/requirements.lock $(VENV)/.ready
+	@rm -rf build/docs
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target build/docs -r docs/site/requirements.lock
+	@touch $@
 
 format: setup  ## format the code and mend what the linter can
 	@$(BIN)/python -m ruff format .

@@ -119,13 +119,29 @@ def test_the_readme_says_what_each_file_at_the_top_is() -> None:
     assert not missing
 
 
-def test_the_readme_leads_to_every_page_of_docs() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("file", ["README.md", "mkdocs.yml"])
+def test_readme_and_navigation_lead_to_every_page_of_docs(file: str) -> None:
+    text = (ROOT / file).read_text()
     assert all(f"docs/{page.name}" in text for page in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_place_of_the_results_is_marked() -> None:
     assert len(re.findall(r"<!-- RESULTS -->.+<!-- /RESULTS -->", (ROOT / "README.md").read_text(), re.DOTALL)) == 1
+
+
+def test_the_readme_shows_the_run_that_the_results_are_made_from() -> None:
+    """Perplexities and speeds with their intervals, as the table has them."""
+    text = (ROOT / "README.md").read_text().replace("*", "")
+    kept = summary.read_summary(ROOT / "docs" / "results" / "default.json")
+    for variant in kept.variants.named().values():
+        for corpus in ("wiki", "c4", "stories", "code"):
+            found = variant.perplexity[corpus]
+            assert f" {found.value:.2f} ({found.low:.2f}–{found.high:.2f}) |" in text
+    speed = kept.variants.distilled.speed.ratio
+    assert speed
+    for ratio in (speed.prefill, speed.decode):
+        assert ratio
+        assert f" {ratio.value:.2f} × ({ratio.low:.2f}–{ratio.high:.2f}) |" in text
 
 
 # --- commands, options, settings -----------------------------------------------------------------------------------
@@ -208,7 +224,10 @@ def test_every_dvc_command_is_one() -> None:
 
 def test_every_message_in_troubleshooting_is_one_of_the_code() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    quoted = [message for lead in re.findall(r"^\*\*`.*$", text, re.MULTILINE) for message in spans(lead)]
+    assert not re.search(r"^\*\*", text, re.MULTILINE), (
+        "each message is a heading: it has an anchor, and the search finds it"
+    )
+    quoted = [message for lead in re.findall(r"^### .*$", text, re.MULTILINE) for message in spans(lead)]
     quoted = [message for message in quoted if not message.startswith("python -m")]
     assert len(quoted) > 30
     known = messages()
