@@ -21,12 +21,18 @@ from sparsekd.distillation.card import write_card
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
+from sparsekd.evaluation.price_list import PriceList, price_list
+from sparsekd.families import check_fields
 from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import count_parameters, load_model, load_tokenizer, reduction
 from sparsekd.progress import Progress, silent
+from sparsekd.pruning.budget import resolve_width
 from sparsekd.pruning.checkpoint import prune_checkpoint
 from sparsekd.runtime import resolve_device, use_threads
-from sparsekd.sources import fetch_benchmarks, fetch_texts, local_checkpoint
+from sparsekd.sources import fetch_benchmarks, fetch_texts, local_checkpoint, model_config
+
+WIDTHS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+PREVIEW_TOKENS, PREVIEW_HELD_OUT = 16_384, 2_048
 
 
 def prune(
@@ -137,6 +143,37 @@ def evaluate(
             progress=progress,
         )
     return found if out is not None else found.model_copy(update={"command": None})  # its task files are gone
+
+
+def preview(
+    model: str | Path,
+    widths: Sequence[float] = WIDTHS,
+    *,
+    texts: Sequence[str] | None = None,
+    config: RunConfig | None = None,
+    progress: Progress = silent,
+) -> PriceList:
+    """What `model` would cost and keep at each of `widths` (fractions or integers) before distillation, in minutes.
+
+    At most PREVIEW_TOKENS calibration tokens and PREVIEW_HELD_OUT validation tokens a corpus are looked at.
+    """
+    config = _config(config, texts)
+    use_threads(config.runtime)
+    device = resolve_device(config.runtime)
+    dense, source = local_checkpoint(str(model))
+    least = {
+        "tokens": min(config.calibrate.tokens, PREVIEW_TOKENS),
+        "held_out_tokens": min(config.calibrate.held_out_tokens, PREVIEW_HELD_OUT),
+    }
+    config = config.model_copy(update={"calibrate": config.calibrate.model_copy(update=least)})
+    data = _calibrate(dense, config, progress).data
+    held_out = CalibrationSet(data.calibration, data.validation, {})
+    full = int(check_fields(model_config(str(model)))["intermediate_size"])
+    wanted = sorted({resolve_width(width, full, config.prune.multiple_of) for width in widths}, reverse=True)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = CalibrationSet(data.calibration.head(1), data.validation, {})
+        cache = _teacher_cache(dense, alone, Path(folder) / "teacher", config, progress, lambda text: None)
+        return price_list(str(source["name"]), dense, held_out, cache, wanted, config.prune, device, progress)
 
 
 def generate(model: str | Path, prompt: str, max_new_tokens: int = 128, *, config: RunConfig | None = None) -> str:
