@@ -13,7 +13,18 @@ import typer
 from typer.core import TyperGroup
 
 from flows import cli_preview, cli_texts
-from flows.cli_options import PRESET_NAMES, Device, Model, ModelOver, Preset, PresetOver, Revision, Settings, Texts
+from flows.cli_options import (
+    PRESET_NAMES,
+    Device,
+    Model,
+    ModelOver,
+    Preset,
+    PresetOver,
+    Revision,
+    Settings,
+    Target,
+    Texts,
+)
 from sparsekd.errors import SparseKDError
 
 
@@ -67,6 +78,7 @@ def compress(
         ),
     ] = None,
     settings: Settings = None,
+    target: Target = None,
     device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, how long, how much disk and memory; change nothing.")
@@ -91,6 +103,8 @@ def compress(
     """Compress a model end to end: fetch, calibrate, prune, distil, evaluate, benchmark, report.
 
     Runs what is out of date by params.yaml, and only that. Options given here are written to params.yaml first.
+    With --target "kl<=X" the width comes from the price list (`preview`), and the end says whether the result has it:
+    exit code 1 where not.
 
     The result is data/distilled (the model) and data/report/index.html (the proof).
     """
@@ -110,6 +124,7 @@ def compress(
             isolated=isolated,
             at=at,
             name=name,
+            target=target,
         )
     )
 
@@ -120,11 +135,15 @@ def compress(
 )
 def sweep(
     settings: Annotated[
-        list[str],
+        Optional[list[str]],  # noqa: UP045
         typer.Option(
             "-S", "--set", metavar="stage.key=value,value", help="Values between commas span the grid; repeat for more."
         ),
-    ],
+    ] = None,
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--target", metavar="kl<=X", help="Instead of a grid: find the smallest width that keeps to it."),
+    ] = None,
     preset: PresetOver = None,
     model: ModelOver = None,
     texts: Texts = None,
@@ -142,12 +161,17 @@ def sweep(
     """Compress once for each combination of settings, in isolated runs, and compare quality against cost.
 
     What the runs share is computed once. The same command again goes on after a stop, and repeats nothing that is done.
+    With --target the price list (`preview`) says where to begin, and each run that ends where to go on.
     """
     from flows import sweeping
 
-    sweeping.sweep(
-        sweeping.Request(tuple(settings), preset, model, tuple(texts or ()), at, name, at_once, dry_run),
-    )
+    request = sweeping.Request(tuple(settings or ()), preset, model, tuple(texts or ()), at, name, at_once, dry_run)
+    if target is None:
+        sweeping.sweep(request)
+    else:
+        from flows import bisecting, targeting
+
+        bisecting.bisect(request, targeting.parse(target))
 
 
 @app.command(

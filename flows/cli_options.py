@@ -32,6 +32,14 @@ Texts = Annotated[
         help="A catalogue name, a hub dataset, .jsonl, .parquet or .txt; repeat for more.",
     ),
 ]
+Target = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--target",
+        metavar="GOAL",
+        help='"kl<=0.1" (to the dense model, nats a token on validation text) or a budget: "total_reduction=0.3".',
+    ),
+]
 Device = Annotated[Optional[str], typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]  # noqa: UP045
 Revision = Annotated[
     Optional[str],  # noqa: UP045

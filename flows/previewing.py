@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flows import params, steps
+from flows import params, preflight, prices, steps
 from flows.display import make_console
+from flows.expected import known_runs
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
+from sparsekd.evaluation.expectation import Expectation, expectation
+from sparsekd.evaluation.offers import Offer, PriceList
 from sparsekd.runtime import prepare_process
+from tasks.corpora import own_corpora
 from tasks.environment import checkout_root
 from tasks.quick import importing
-
-if TYPE_CHECKING:
-    from sparsekd.evaluation.expectation import Expectation
-    from sparsekd.evaluation.price_list import Offer, PriceList
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,51 @@ def preview(asked: Asked, widths: str, as_json: bool, out: Path | None) -> None:
         steps.check_out(out)
     wanted = widths_of(widths)
     config = settle(asked)
-    steps.check_sources(config, [config.model.source], list(config.texts.sources))
-    prepare_process(config.runtime)
-    prices, curve = price(config, wanted)
+    found = price(config, wanted)
+    curve = expected(config, found)
     if as_json:
-        print(to_json(prices, curve), end="")
+        print(to_json(found, curve), end="")
     else:
-        show(prices, curve, make_console())
+        show(found, curve, make_console())
     if out is not None:
         from sparsekd.report.price_picture import drawing
 
         out.mkdir(parents=True, exist_ok=True)
-        (out / "preview.json").write_text(to_json(prices, curve))
-        drawing(prices).write_png(out)
+        (out / "preview.json").write_text(to_json(found, curve))
+        drawing(found).write_png(out)
 
 
-def price(config: RunConfig, widths: list[float]) -> tuple[PriceList, Expectation | None]:
-    """The price list, and what earlier runs of this checkout say of the KL after distillation."""
+def price(config: RunConfig, widths: Sequence[float]) -> PriceList:
+    """The price list of a settled configuration: the one that the checkout has kept, or a new one, which it keeps."""
+    root = checkout_root()
+    if (found := prices.kept(root, config, widths)) is not None:
+        return found
+    prepare_process(config.runtime)
     with steps.working("preview") as progress:
         with importing():
             from sparsekd import api
-            from sparsekd.evaluation.expectation import expectation
 
-        prices = api.preview(config.model.source, widths, config=config, progress=progress)
+        made = api.preview(config.model.source, widths, config=config, corpora=own_corpora(root), progress=progress)
+    if _is_checkout(root):
+        prices.keep(root, config, widths, made)
+    return made
+
+
+def expected(config: RunConfig, found: PriceList) -> Expectation | None:
+    """What earlier runs of this checkout say of the KL after distillation."""
     root = checkout_root()
-    if not (root / ".dvc").is_dir():
-        return prices, None
-    from flows.expected import known_runs
+    return expectation(found, known_runs(root, config)) if _is_checkout(root) else None
 
-    return prices, expectation(prices, known_runs(root, config))
+
+def _is_checkout(root: Path) -> bool:
+    return (root / ".dvc").is_dir()
 
 
 def settle(asked: Asked) -> RunConfig:
-    """params.yaml of the checkout where there is one and no preset is named, else the preset; the options over it."""
+    """params.yaml of the checkout where there is one and no preset is named, else the preset; the options over it.
+
+    Sources are resolved, and what can be checked before anything loads is. Raises SparseKDError.
+    """
     root = checkout_root()
     if asked.preset is None and (root / "params.yaml").is_file():
         base = params.load(root)
@@ -85,7 +98,12 @@ def settle(asked: Asked) -> RunConfig:
     config = params.with_settings(base, given, "your command line")
     if asked.texts:
         config = params.with_texts(config, asked.texts, {})
-    return params.with_settings(config, asked.settings or [], "your -S options")
+    config, _ = preflight.resolve_sources(params.with_settings(config, asked.settings or [], "your -S options"), root)
+    source, model = config.model.source, preflight.dense_config(root, config)
+    preflight.check_layout(source, model)
+    preflight.check_lengths(source, model, {"calibrate.sequence_length": config.calibrate.sequence_length})
+    preflight.check_device(config)
+    return config
 
 
 def widths_of(given: str) -> list[float]:
@@ -98,13 +116,13 @@ def widths_of(given: str) -> list[float]:
     return widths
 
 
-def to_json(prices: PriceList, curve: Expectation | None) -> str:
+def to_json(found: PriceList, curve: Expectation | None) -> str:
     """All figures; `expectation` is null where no earlier runs support one."""
-    values = prices.model_dump(mode="json")
+    values = found.model_dump(mode="json")
     values["expectation"] = curve and {
         "runs": curve.runs,
         "error": curve.error,
-        "kl": {offer.width: curve.kl(offer.mean_kl) for offer in prices.offers},
+        "kl": {offer.width: curve.kl(offer.mean_kl) for offer in found.offers},
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
@@ -112,18 +130,18 @@ def to_json(prices: PriceList, curve: Expectation | None) -> str:
 _HEADINGS = ("width", "of neurons", "parameters", "MB", "removed", "KL", "perplexity", "prefill", "decode")
 
 
-def show(prices: PriceList, curve: Expectation | None, console: Console) -> None:
+def show(found: PriceList, curve: Expectation | None, console: Console) -> None:
     """The table, dense first, and how to read it."""
-    table = Table(title=f"{prices.model}: pruned in one shot, not distilled", title_justify="left")
+    table = Table(title=f"{found.model}: pruned in one shot, not distilled", title_justify="left")
     for heading in (*_HEADINGS, *(["KL distilled, expected"] if curve else [])):
         table.add_column(heading, justify="right")
-    for offer in (prices.dense, *prices.offers):
-        expected = [""] if offer is prices.dense else [f"{curve.kl(offer.mean_kl):.3f}"] if curve else []
+    for offer in (found.dense, *found.offers):
+        expected = [""] if offer is found.dense else [f"{curve.kl(offer.mean_kl):.3f}"] if curve else []
         table.add_row(*_row(offer), *(expected if curve else []))
     console.print(table)
     console.print(
-        f"Statistics of {prices.tokens:,} tokens, scores on {prices.held_out_tokens:,} validation tokens of "
-        f"{', '.join(prices.dense.perplexity)}. KL to the dense model in nats a token, mean of the corpora; speeds as "
+        f"Statistics of {found.tokens:,} tokens, scores on {found.held_out_tokens:,} validation tokens of "
+        f"{', '.join(found.dense.perplexity)}. KL to the dense model in nats a token, mean of the corpora; speeds as "
         "FLOPs (prefill) and bytes (decode) promise. A run's sequential compensation and distillation come on top.",
         markup=False,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsekd.evaluation.price_list import PriceList
+from sparsekd.evaluation.offers import PriceList
 
 LEAST = 2
 """So many runs at different widths are needed; one could not be checked against another."""
@@ -67,6 +67,30 @@ def kl_at(prices: PriceList, share: float) -> float | None:
         return None
     shares, logs = zip(*offers, strict=True)
     return math.exp(float(np.interp(share, shares, logs)))
+
+
+def suggested_width(
+    prices: PriceList, curve: Expectation | None, limit: float, multiple_of: int
+) -> tuple[int, float] | None:
+    """The smallest multiple of `multiple_of` that keeps KL to `limit`, and its KL; None where no priced width does.
+
+    KL is what `curve` expects after distillation, or that of pruning in one shot, which is more, where there is none.
+    """
+    for width in candidates(prices, multiple_of):
+        one_shot = kl_at(prices, width / prices.dense.width)
+        if one_shot is None:
+            continue
+        kl = curve.kl(one_shot) if curve else one_shot
+        if kl <= limit:
+            return width, kl
+    return None
+
+
+def candidates(prices: PriceList, multiple_of: int) -> range:
+    """Widths between the narrowest and the widest offer, narrowest first."""
+    widths = [offer.width for offer in prices.offers]
+    least, most = -(-min(widths) // multiple_of), max(widths) // multiple_of
+    return range(least * multiple_of, most * multiple_of + 1, multiple_of)
 
 
 def _fit(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:

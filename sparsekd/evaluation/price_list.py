@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from sparsekd.calibration.packing import CalibrationSet
 from sparsekd.config import Benchmark, Prune
 from sparsekd.distillation.teacher import TeacherCache
-from sparsekd.evaluation.intervals import Interval
+from sparsekd.evaluation.offers import Offer, PriceList
 from sparsekd.evaluation.perplexity import document_sums
 from sparsekd.evaluation.speed import predicted_speedup
 from sparsekd.evaluation.speed_worker import request_cost
@@ -23,45 +22,6 @@ from sparsekd.progress import Progress, silent
 from sparsekd.pruning.preview import prune_to_each, pruned_model
 
 _SEQUENCES = 8  # a forward pass
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Offer(_Part):
-    """One width: the model pruned to it in one shot, before any distillation.
-
-    `bytes` are those of the weights in the checkpoint's own dtype; `kl` is KL(dense || pruned) in nats a token, by
-    corpus of the validation part, `mean_kl` the corpora's mean; `speed_up` is what FLOPs (prefill) and bytes read
-    (decode) promise, 1 for dense.
-    """
-
-    width: int
-    share: float
-    parameters: dict[str, int]
-    reduction: dict[str, float]
-    bytes: int
-    kl: dict[str, Interval]
-    perplexity: dict[str, Interval]
-    speed_up: dict[str, float]
-
-    @property
-    def mean_kl(self) -> float:
-        return sum(kl.value for kl in self.kl.values()) / len(self.kl)
-
-
-class PriceList(_Part):
-    """Offers of a model, the widest first; `dense` is the model itself. `tokens` gave the statistics."""
-
-    model: str
-    tokens: int
-    held_out_tokens: int
-    dense: Offer
-    offers: tuple[Offer, ...]
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
 
 
 def price_list(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sparsekd.evaluation.price_list import PriceList
+from sparsekd.evaluation.offers import PriceList
 from sparsekd.report import formatting as f
 from sparsekd.report.drawing import PRUNED, Drawing
 

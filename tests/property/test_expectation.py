@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsekd.evaluation.expectation import Known, expectation, kl_at
 from sparsekd.evaluation.intervals import Interval
-from sparsekd.evaluation.price_list import Offer, PriceList
+from sparsekd.evaluation.offers import Offer, PriceList
 
 SHARES = (0.9, 0.75, 0.6, 0.5, 0.4)
 
