@@ -127,6 +127,18 @@ def to_json(found: PriceList, curve: Expectation | None) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
+def as_markdown(found: dict[str, Any]) -> str:
+    """The table of what `to_json` gives."""
+    prices, expected = PriceList.model_validate(found), found["expectation"]
+    headings = (*_HEADINGS, *(["KL distilled, expected"] if expected else []))
+    lines = [f"| {' | '.join(headings)} |", f"|{'---:|' * len(headings)}"]
+    for offer in (prices.dense, *prices.offers):
+        kl = expected and expected["kl"].get(str(offer.width))
+        cells = [*_row(offer), *([f"{kl:.3f}" if kl else ""] if expected else [])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 _HEADINGS = ("width", "of neurons", "parameters", "MB", "removed", "KL", "perplexity", "prefill", "decode")
 
 
@@ -153,7 +165,7 @@ def show(found: PriceList, curve: Expectation | None, console: Console) -> None:
         )
 
 
-def _row(offer: Offer) -> list[Any]:
+def _row(offer: Offer) -> list[str]:
     return [
         f"{offer.width:,}",
         f"{offer.share:.0%}",
