@@ -20,12 +20,12 @@ from tasks.places import place
 from tasks.state import FOLDER
 
 
-def run_command(home: Path, command: str, folder: str, arguments: list[str]) -> Path:
+def run_command(home: Path, command: str, arguments: list[str]) -> Path:
     """Run `sparsekd COMMAND --out=… ARGUMENTS` in the checkout at `home` for this flow run, and return its --out.
 
-    That is `.sparsekd/FOLDER/<flow run>/COMMAND`, made anew. Raises StageError with what the command says.
+    That is `.sparsekd/evaluations/<flow run>/COMMAND`, made anew, which `sparsekd gc` frees after a while. Raises StageError with what the command says.
     """
-    here = home / FOLDER / folder / str(this_run.id)
+    here = home / FOLDER / "evaluations" / str(this_run.id)
     out, log = here / command, here / "log"
     shutil.rmtree(out, ignore_errors=True)  # half of an earlier attempt
     end_with_parent()

@@ -72,7 +72,7 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     name_run(this_run.id, name)
     arguments = [f"--model={model}", f"--preset={preset}", *(f"--set={setting}" for setting in settings)]
     arguments += [f"--dense={dense}"] if dense is not None else []
-    out = run_command(home, "evaluate", "evaluations", arguments)
+    out = run_command(home, "evaluate", arguments)
     found = Evaluation.model_validate_json((out / "evaluation.json").read_text())
     create_markdown_artifact(key="evaluation", markdown=f"## {name}\n\n{table(found)}", description=model)
     logger.info("The files are in %s.", out.relative_to(home))

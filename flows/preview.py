@@ -66,7 +66,7 @@ def _preview(home: Path, asked: Asked, widths: str) -> Any:
     check_confined(settle(asked))
     given = {"model": asked.model, "preset": asked.preset}
     arguments = [f"--widths={widths}", *(f"--{key}={value}" for key, value in given.items() if value is not None)]
-    out = run_command(home, "preview", "previews", [*arguments, *(f"--set={one}" for one in asked.settings or ())])
+    out = run_command(home, "preview", [*arguments, *(f"--set={one}" for one in asked.settings or ())])
     found = json.loads((out / "preview.json").read_text())
     picture = embedded(out / "preview.png", "KL to the dense model against parameters")
     markdown = f"## {found['model']}\n\n{as_markdown(found)}\n\n{picture}"
