@@ -23,7 +23,8 @@ from tasks.state import FOLDER
 def run_command(home: Path, command: str, arguments: list[str]) -> Path:
     """Run `sparsekd COMMAND --out=… ARGUMENTS` in the checkout at `home` for this flow run, and return its --out.
 
-    That is `.sparsekd/evaluations/<flow run>/COMMAND`, made anew, which `sparsekd gc` frees after a while. Raises StageError with what the command says.
+    That is `.sparsekd/evaluations/<flow run>/COMMAND`, made anew, which `sparsekd gc` frees after a while. Raises
+    StageError with what the command says.
     """
     here = home / FOLDER / "evaluations" / str(this_run.id)
     out, log = here / command, here / "log"
