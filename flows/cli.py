@@ -12,7 +12,19 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from flows import cli_texts
+from flows import cli_preview, cli_texts
+from flows.cli_options import (
+    PRESET_NAMES,
+    Device,
+    Model,
+    ModelOver,
+    Preset,
+    PresetOver,
+    Revision,
+    Settings,
+    Target,
+    Texts,
+)
 from sparsekd.errors import SparseKDError
 
 
@@ -41,38 +53,6 @@ app = typer.Typer(
     epilog="Example: sparsekd compress --preset smoke",
 )
 
-Model = Annotated[
-    str,
-    typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
-]
-ModelOver = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--model", metavar="SRC", help="owner/name on the hub, a directory, or a catalogue name."),
-]
-PRESET_NAMES = "smoke|small|default|quality|gpu|gpus"  # params.PRESETS, which takes too long to load for a help text
-PresetOver = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--preset", metavar=PRESET_NAMES, help="How thorough to be; else params.yaml."),
-]
-Preset = Annotated[str, typer.Option("--preset", metavar=PRESET_NAMES, help="How thorough to be.")]
-Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
-    typer.Option("-S", "--set", metavar="stage.key=value", help="Change one setting; repeat for more."),
-]
-Texts = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--texts",
-        metavar="SRC",
-        help="A catalogue name, a hub dataset, .jsonl, .parquet or .txt; repeat for more.",
-    ),
-]
-Device = Annotated[Optional[str], typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]  # noqa: UP045
-Revision = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--revision", metavar="R", help="Branch, tag or commit of a model on the hub."),
-]
-
 
 @app.command(
     epilog="Examples: sparsekd compress --preset smoke  |  sparsekd compress --model Qwen/Qwen3-0.6B -S prune.width=0.6"
@@ -98,6 +78,7 @@ def compress(
         ),
     ] = None,
     settings: Settings = None,
+    target: Target = None,
     device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, how long, how much disk and memory; change nothing.")
@@ -122,6 +103,8 @@ def compress(
     """Compress a model end to end: fetch, calibrate, prune, distil, evaluate, benchmark, report.
 
     Runs what is out of date by params.yaml, and only that. Options given here are written to params.yaml first.
+    With --target "kl<=X" the width comes from the price list (`preview`), and the end says whether the result has it:
+    exit code 1 where not.
 
     The result is data/distilled (the model) and data/report/index.html (the proof).
     """
@@ -141,6 +124,7 @@ def compress(
             isolated=isolated,
             at=at,
             name=name,
+            target=target,
         )
     )
 
@@ -151,11 +135,15 @@ def compress(
 )
 def sweep(
     settings: Annotated[
-        list[str],
+        Optional[list[str]],  # noqa: UP045
         typer.Option(
             "-S", "--set", metavar="stage.key=value,value", help="Values between commas span the grid; repeat for more."
         ),
-    ],
+    ] = None,
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--target", metavar="kl<=X", help="Instead of a grid: find the smallest width that keeps to it."),
+    ] = None,
     preset: PresetOver = None,
     model: ModelOver = None,
     texts: Texts = None,
@@ -173,12 +161,17 @@ def sweep(
     """Compress once for each combination of settings, in isolated runs, and compare quality against cost.
 
     What the runs share is computed once. The same command again goes on after a stop, and repeats nothing that is done.
+    With --target the price list (`preview`) says where to begin, and each run that ends where to go on.
     """
     from flows import sweeping
 
-    sweeping.sweep(
-        sweeping.Request(tuple(settings), preset, model, tuple(texts or ()), at, name, at_once, dry_run),
-    )
+    request = sweeping.Request(tuple(settings or ()), preset, model, tuple(texts or ()), at, name, at_once, dry_run)
+    if target is None:
+        sweeping.sweep(request)
+    else:
+        from flows import bisecting, targeting
+
+        bisecting.bisect(request, targeting.parse(target))
 
 
 @app.command(
@@ -398,6 +391,7 @@ def gc(
     freeing.gc(tuple(drop or ()), yes)
 
 
+app.command(epilog=cli_preview.EXAMPLES)(cli_preview.preview)
 app.add_typer(cli_texts.app, name="texts")
 
 

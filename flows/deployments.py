@@ -22,6 +22,7 @@ from prefect.deployments.runner import EntrypointType, RunnerDeployment  # noqa:
 from flows import params  # noqa: E402
 from flows.compress import compress  # noqa: E402
 from flows.evaluate import evaluate  # noqa: E402
+from flows.preview import preview  # noqa: E402
 from flows.refresh import refresh  # noqa: E402
 from flows.sweep import sweep  # noqa: E402
 from sparsekd.config import RunConfig  # noqa: E402
@@ -50,6 +51,7 @@ def deployments(root: Path, cron: str | None = None, refresh_cron: str | None = 
         _deployment(sweep, CURRENT, start, widths),
         _deployment(refresh, CURRENT, start, {}, refresh_cron, "--refresh-cron"),
         _deployment(evaluate, CURRENT, "", {}),
+        _deployment(preview, CURRENT, start, {}),
     ]
 
 

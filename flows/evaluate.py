@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,42 +12,24 @@ from tasks import environment
 
 environment.apply(environment.checkout_root(), name_root=False)  # before prefect is imported
 
-from prefect import Flow, flow, get_run_logger  # noqa: E402
+from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
 from flows import params  # noqa: E402
-from flows.child import run_child  # noqa: E402
+from flows.apart import end_command, run_command  # noqa: E402
 from flows.confined import check_confined, check_source  # noqa: E402
 from flows.holding import name_run  # noqa: E402
 from flows.hooks import begin, tell  # noqa: E402
-from flows.orphan import end_with_parent  # noqa: E402
-from flows.stages import side_by_side  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
-from tasks.groups import end_recorded_groups  # noqa: E402
-from tasks.places import place  # noqa: E402
-from tasks.state import FOLDER  # noqa: E402
-
-
-def _folder(home: Path, flow_run_id: str) -> Path:
-    return home / FOLDER / "evaluations" / flow_run_id
-
-
-def _group(flow_run_id: str) -> str:
-    return f"evaluate {flow_run_id}"
-
-
-def _end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    end_recorded_groups(environment.checkout_root(), [_group(str(flow_run.id))])
 
 
 @flow(
     name="evaluate",
-    on_cancellation=[_end],
-    on_crashed=[_end, tell],
+    on_cancellation=[end_command],
+    on_crashed=[end_command, tell],
     on_failure=[tell],
     retries=0,
     persist_result=False,
@@ -90,37 +70,14 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
         check_source(setting, source)
     name = f"evaluate-{Path(model).name}-{time.strftime('%m%d-%H%M%S')}"
     name_run(this_run.id, name)
-    folder = _folder(home, str(this_run.id))
-    out = folder / "evaluation"
-    shutil.rmtree(out, ignore_errors=True)  # half of an earlier attempt
-    group = _group(str(this_run.id))
-    end_with_parent()
-    arguments = ["flows", "evaluate", f"--model={model}", f"--out={out}", f"--preset={preset}"]
-    arguments += [f"--set={setting}" for setting in settings]
+    arguments = [f"--model={model}", f"--preset={preset}", *(f"--set={setting}" for setting in settings)]
     arguments += [f"--dense={dense}"] if dense is not None else []
-    with place(home, side_by_side(), alone=False):
-        run_child(arguments, root=home, name=group, log=folder / "log", on_poll=_new_lines(folder / "log", logger.info))
+    out = run_command(home, "evaluate", arguments)
     found = Evaluation.model_validate_json((out / "evaluation.json").read_text())
     create_markdown_artifact(key="evaluation", markdown=f"## {name}\n\n{table(found)}", description=model)
     logger.info("The files are in %s.", out.relative_to(home))
     _track(home, name, {"model": model, "dense": dense or "", "preset": preset}, found, out)
     return json.loads(found.to_json())
-
-
-def _new_lines(log: Path, say: Callable[[str], None]) -> Callable[[], None]:
-    """What, called now and then, says each line of progress and each warning that has come to `log` since."""
-    seen = 0
-
-    def look() -> None:
-        nonlocal seen
-        text = log.read_text(errors="replace") if log.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        for line in whole[seen:].splitlines():
-            if line.startswith(("evaluate: ", "warning: ")):  # and not the figures, which are shown as a table
-                say(line.removeprefix("evaluate: "))
-        seen = len(whole)
-
-    return look
 
 
 def table(found: Evaluation) -> str:

@@ -110,7 +110,7 @@ def plan(
         preflight.check_settings(home, config, preflight.dense_config(home, config))
         found.append((_label(dict(zip(varied, values, strict=True))), config))
     revision = revision_of(home, at)
-    name = name or f"sweep-{_digest([config for _, config in found], revision.tree if at is not None else None)}"
+    name = name or f"sweep-{digest([config for _, config in found], revision.tree if at is not None else None)}"
     check_name(name)
     points = tuple(Point(label, f"{name}-{label}", config) for label, config in found)
     for point in points:
@@ -158,6 +158,7 @@ def _label(values: dict[str, str]) -> str:
     return "-".join(parts)
 
 
-def _digest(configs: list[RunConfig], commit: str | None) -> str:
+def digest(configs: list[RunConfig], commit: str | None) -> str:
+    """Six digits that stand for what `configs` compute, started from `commit`."""
     text = json.dumps([commit, *(params.sections(config) for config in configs)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -11,13 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import history, params, preflight, versions, workspace
+from flows import history, params, preflight, targeting, versions, workspace
 from flows.display import Display, duration, make_console, roughly
 from flows.estimate import Estimate, compressed, estimate, remember_timings
 from flows.lock import run_lock
 from flows.params import Change
 from flows.staleness import Staleness, staleness
 from flows.summary import show_results
+from flows.targeting import Target
 from flows.workspace import Workspace
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
@@ -43,6 +44,7 @@ class Request:
     isolated: bool = False
     at: str | None = None
     name: str | None = None
+    target: str | None = None
 
 
 def compress(request: Request) -> None:
@@ -51,8 +53,12 @@ def compress(request: Request) -> None:
     asked_in = Path.cwd()
     root = params.find_root()
     preflight.check_repository(root)
+    target = targeting.parse(request.target) if request.target else None
+    if target:
+        request = aimed_at(target, root, request, asked_in, console)
     if not (request.isolated or request.at is not None):
         _compress(Place(root), request, asked_in, console)
+        show_target(root, target, request, console)
         return
     request = replace(request, yes=True)  # no hand edit of the checkout can be lost
     config = settle(root, params.load_at(root, request.at), request, asked_in)
@@ -60,9 +66,30 @@ def compress(request: Request) -> None:
     console.print(f"run {space.name}, in a workspace of its own", markup=False)
     try:
         _compress(Place(root, space), request, asked_in, console)
+        show_target(space.path, target, request, console)
     finally:
         os.chdir(root)
         workspace.remove(space)
+
+
+def aimed_at(target: Target, root: Path, request: Request, asked_in: Path, console: Console) -> Request:
+    """`request` with the width for its target, which is said. Raises SparseKDError where there is none."""
+    config, _ = preflight.resolve_sources(settle(root, params.load_at(root, request.at), request, asked_in), root)
+    preflight.check_settings(root, config, preflight.dense_config(root, config))
+    settings, choice = targeting.settings(root, config, target)
+    if choice:
+        line = f"target {target}: width {choice.width}, expected KL {choice.kl:.3f} ({choice.ground})"
+        console.print(line, markup=False, soft_wrap=True)
+    return replace(request, settings=(*request.settings, *settings))
+
+
+def show_target(root: Path, target: Target | None, request: Request, console: Console) -> None:
+    """Say that the result under `root` has the KL that was asked for; a share of parameters was settled before the run.
+
+    Raises TargetMissedError where it does not.
+    """
+    if target and target.needs_prices and not request.dry_run:
+        console.print(targeting.verify(root, target), markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,15 @@ class Options:
 
 def prune(model: str, out: Path, budget: dict[str, float | None], texts: list[str] | None, options: Options) -> None:
     """`sparsekd prune`; `budget` are its options for how much is kept, by their keys in `prune`."""
-    _check_out(out)
+    check_out(out)
     config = options.config(**{f"prune__{key}": value for key, value in budget.items()})
-    _check_sources(config, [model], texts)
+    check_sources(config, [model], texts)
     made_of = config.model_copy(update={"model": Model(source=model)})
     preflight.check_model(made_of, model_config(model))
     made = compressed(made_of, model_config(model))
     removed = describe_reduction(made.reduction)
     print(f"{made.old_width} to {made.new_width} neurons a layer: removes {removed}", file=sys.stderr)
-    with _working("prune") as progress:
+    with working("prune") as progress:
         with importing():
             from sparsekd import api
 
@@ -65,10 +65,10 @@ def prune(model: str, out: Path, budget: dict[str, float | None], texts: list[st
 
 def distill(model: str, teacher: str, out: Path, texts: list[str] | None, options: Options) -> None:
     """`sparsekd distill`."""
-    _check_out(out)
+    check_out(out)
     config = options.config()
-    _check_sources(config, [model, teacher], texts)
-    with _working("distill") as progress:
+    check_sources(config, [model, teacher], texts)
+    with working("distill") as progress:
         with importing():
             from sparsekd import api
 
@@ -79,11 +79,11 @@ def distill(model: str, teacher: str, out: Path, texts: list[str] | None, option
 def evaluate(model: str, dense: str | None, out: Path | None, texts: list[str] | None, options: Options) -> None:
     """`sparsekd evaluate`."""
     if out is not None:
-        _check_out(out)
+        check_out(out)
     config = options.config()
-    _check_sources(config, [model] if dense is None else [model, dense], texts)
+    check_sources(config, [model] if dense is None else [model, dense], texts)
     check_tasks(config.evaluate.tasks, config.evaluate.include_path)
-    with _working("evaluate") as progress:
+    with working("evaluate") as progress:
         with importing():
             from sparsekd import api
 
@@ -96,7 +96,7 @@ def generate(directory: str, prompt: str, max_new_tokens: int, options: Options)
     config = options.config()
     preflight.check_layout(directory, model_config(directory))
     preflight.check_device(config)
-    with _working("generate"):
+    with working("generate"):
         with importing():
             from sparsekd import api
 
@@ -105,14 +105,14 @@ def generate(directory: str, prompt: str, max_new_tokens: int, options: Options)
 
 
 @contextlib.contextmanager
-def _working(name: str) -> Iterator[StepProgress]:
+def working(name: str) -> Iterator[StepProgress]:
     """Progress for the block; what libraries print goes to stderr, so that stdout holds the result alone."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # theirs would draw over it
     with StepProgress(name) as progress, contextlib.redirect_stdout(sys.stderr):
         yield progress
 
 
-def _check_sources(config: RunConfig, models: list[str], texts: list[str] | None) -> None:
+def check_sources(config: RunConfig, models: list[str], texts: list[str] | None) -> None:
     """What the disk tells about models, texts and device before anything loads."""
     for source in models:
         values = model_config(source)
@@ -124,7 +124,7 @@ def _check_sources(config: RunConfig, models: list[str], texts: list[str] | None
     preflight.check_device(config)
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raise ConfigError unless `out` is new or empty: nothing of anybody's is overwritten."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out is {out}, which is there and not empty; name a new directory, or remove it first.")

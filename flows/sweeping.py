@@ -37,12 +37,7 @@ def sweep(request: Request) -> None:
     asked_in = Path.cwd()
     home = params.find_root()
     preflight.check_repository(home)
-    settings = [*request.settings]
-    if request.model is not None:
-        settings.append(f"model.source={params.from_root(request.model, asked_in, home)}")
-    if request.texts:
-        sources = [params.from_root(text, asked_in, home) for text in request.texts]
-        settings.append(f"texts.sources={','.join(sources)}")
+    settings = settings_of(request, asked_in, home)
     os.chdir(home)  # relative paths in params.yaml start here
     plan = grid.plan(home, settings, request.preset, request.at, request.name)
     done = plan.done()
@@ -63,6 +58,17 @@ def sweep(request: Request) -> None:
     show(plan, console)
     outcome_of(state)
     console.print(f"Done in {duration(time.monotonic() - begun)}.")
+
+
+def settings_of(request: Request, asked_in: Path, home: Path) -> list[str]:
+    """Model and texts as settings too; their paths were typed in the folder `asked_in`."""
+    settings = [*request.settings]
+    if request.model is not None:
+        settings.append(f"model.source={params.from_root(request.model, asked_in, home)}")
+    if request.texts:
+        sources = [params.from_root(text, asked_in, home) for text in request.texts]
+        settings.append(f"texts.sources={','.join(sources)}")
+    return settings
 
 
 def show(plan: Plan, console: Console) -> None:

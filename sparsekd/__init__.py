@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsekd.api import distill, evaluate, generate, prune
+    from sparsekd.api import distill, evaluate, generate, preview, prune
 
-__all__ = ["distill", "evaluate", "generate", "prune"]
+__all__ = ["distill", "evaluate", "generate", "preview", "prune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,12 +21,18 @@ from sparsekd.distillation.card import write_card
 from sparsekd.distillation.run import Curriculum, distill_checkpoint
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation import Evaluation, evaluate_model
+from sparsekd.evaluation.offers import WIDTHS, PriceList
+from sparsekd.evaluation.price_list import price_list
+from sparsekd.families import check_fields
 from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import count_parameters, load_model, load_tokenizer, reduction
 from sparsekd.progress import Progress, silent
+from sparsekd.pruning.budget import resolve_width
 from sparsekd.pruning.checkpoint import prune_checkpoint
 from sparsekd.runtime import resolve_device, use_threads
-from sparsekd.sources import fetch_benchmarks, fetch_texts, local_checkpoint
+from sparsekd.sources import NO_CORPORA, Corpora, fetch_benchmarks, fetch_texts, local_checkpoint, model_config
+
+PREVIEW_TOKENS, PREVIEW_HELD_OUT = 16_384, 2_048
 
 
 def prune(
@@ -139,6 +145,39 @@ def evaluate(
     return found if out is not None else found.model_copy(update={"command": None})  # its task files are gone
 
 
+def preview(
+    model: str | Path,
+    widths: Sequence[float] = WIDTHS,
+    *,
+    texts: Sequence[str] | None = None,
+    config: RunConfig | None = None,
+    corpora: Corpora = NO_CORPORA,
+    progress: Progress = silent,
+) -> PriceList:
+    """What `model` would cost and keep at each of `widths` (fractions or integers) before distillation, in minutes.
+
+    At most PREVIEW_TOKENS calibration tokens and PREVIEW_HELD_OUT validation tokens a corpus are looked at. `corpora`
+    are those that a checkout keeps under names of their own.
+    """
+    config = _config(config, texts)
+    use_threads(config.runtime)
+    device = resolve_device(config.runtime)
+    dense, source = local_checkpoint(str(model), config.model.revision if str(model) == config.model.source else None)
+    least = {
+        "tokens": min(config.calibrate.tokens, PREVIEW_TOKENS),
+        "held_out_tokens": min(config.calibrate.held_out_tokens, PREVIEW_HELD_OUT),
+    }
+    config = config.model_copy(update={"calibrate": config.calibrate.model_copy(update=least)})
+    data = _calibrate(dense, config, progress, own=corpora).data
+    held_out = CalibrationSet(data.calibration, data.validation, {})
+    full = int(check_fields(model_config(str(model)))["intermediate_size"])
+    wanted = sorted({resolve_width(width, full, config.prune.multiple_of) for width in widths}, reverse=True)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = CalibrationSet(data.calibration.head(1), data.validation, {})
+        cache = _teacher_cache(dense, alone, Path(folder) / "teacher", config, progress, lambda text: None)
+        return price_list(str(source["name"]), dense, held_out, cache, wanted, config.prune, device, progress)
+
+
 def generate(model: str | Path, prompt: str, max_new_tokens: int = 128, *, config: RunConfig | None = None) -> str:
     """The model's greedy answer to `prompt`, through its chat template where it has one."""
     runtime = (config or RunConfig()).runtime
@@ -157,11 +196,18 @@ def _config(config: RunConfig | None, texts: Sequence[str] | None) -> RunConfig:
     return config.model_copy(update={"texts": chosen})
 
 
-def _calibrate(dense: Path, config: RunConfig, progress: Progress, chat_model: PreTrainedModel | None = None) -> Built:
+def _calibrate(
+    dense: Path,
+    config: RunConfig,
+    progress: Progress,
+    chat_model: PreTrainedModel | None = None,
+    own: Corpora = NO_CORPORA,
+) -> Built:
     """The packed sequences that a run of the workflow would make of the same configuration."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder)
-        corpora = fetch_texts(config.texts.sources, config.texts.revisions, config.texts.column, raw, progress)
+        texts = config.texts
+        corpora = fetch_texts(texts.sources, texts.revisions, texts.column, raw, progress, own=own)
         built = build_calibration(
             read_corpora(raw, {"corpora": corpora}),
             load_tokenizer(dense),

@@ -9,9 +9,10 @@ from sparsekd.sources.catalogue import catalogue
 from sparsekd.sources.corpora import Corpora, CorpusVersion
 from sparsekd.sources.models import ResolvedModel, fetch_model, local_checkpoint, model_config, resolve_model
 from sparsekd.sources.storage import cache_root
-from sparsekd.sources.texts import ResolvedText, corpus_names, fetch_texts, resolve_text
+from sparsekd.sources.texts import NO_CORPORA, ResolvedText, corpus_names, fetch_texts, resolve_text
 
 __all__ = [
+    "NO_CORPORA",
     "Corpora",
     "CorpusVersion",
     "ResolvedModel",

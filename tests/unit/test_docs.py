@@ -316,7 +316,9 @@ def test_the_readmes_python_runs(
 ) -> None:
     """As it stands, on a tiny model; only the defaults are made small and the texts local."""
 
-    def fetch_texts(_sources: Any, _revisions: Any, _column: Any, out: Path, *_: Any) -> dict[str, dict[str, str]]:
+    def fetch_texts(
+        _sources: Any, _revisions: Any, _column: Any, out: Path, *_: Any, **__: Any
+    ) -> dict[str, dict[str, str]]:
         assert read_jsonl(tiny_texts)
         (out / "wiki.jsonl").write_bytes(tiny_texts.read_bytes())
         return {"wiki": {"role": "calibration"}}

@@ -26,7 +26,7 @@ from sparsekd.evaluation.speed_worker import request_cost
 from sparsekd.families import find_family
 from sparsekd.feed_forward import FeedForward, feed_forwards
 from sparsekd.models import count_parameters, final_hidden, lm_head, load_model, save_checkpoint
-from sparsekd.pruning import walk
+from sparsekd.pruning import passes, walk
 from sparsekd.pruning.compensation import ridge
 from sparsekd.pruning.statistics import Moments
 from sparsekd.pruning.target import block_target
@@ -157,7 +157,7 @@ def test_behind_a_norm_the_scale_of_the_down_projection_changes_nothing(family: 
 @torch.no_grad()
 def last_stream(model: PreTrainedModel, ids: Tensor) -> Tensor:
     seen: list[Tensor] = []
-    hook = feed_forwards(model)[-1].layer.register_forward_hook(lambda _, inputs, out: seen.append(walk._first(out)))
+    hook = feed_forwards(model)[-1].layer.register_forward_hook(lambda _, inputs, out: seen.append(passes._first(out)))
     with torch.autocast("cpu", torch.bfloat16):
         model.base_model(input_ids=ids, use_cache=False)
     hook.remove()

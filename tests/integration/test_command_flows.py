@@ -1,4 +1,4 @@
-"""The flow `evaluate`, for real: a checkpoint is measured, and page and MLflow show it."""
+"""The flows `evaluate` and `preview`, for real: page and MLflow show what they found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_is_measured(api: str, tmp_path: Path, tiny_llama_dir: Path
     assert float(figures["KL to dense sentences, nats"]) < 1e-3
     assert float(figures["perplexity sentences"]) > 1
     [folder] = (checkout.root / ".sparsekd" / "evaluations").iterdir()
-    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "evaluate" / "evaluation.json").read_text())
     with contextlib.closing(sqlite3.connect(checkout.root / "mlflow" / "mlflow.db")) as database:
         logged = dict(database.execute("select key, value from latest_metrics"))
     assert logged["perplexity/sentences"] == evaluation["perplexity"]["sentences"]["value"]
@@ -49,11 +49,11 @@ def test_a_checkpoint_is_measured(api: str, tmp_path: Path, tiny_llama_dir: Path
 
 
 def test_progress_is_said_as_it_comes(tmp_path: Path) -> None:
-    from flows.evaluate import _new_lines
+    from flows.apart import new_lines
 
     said: list[str] = []
     log = tmp_path / "log"
-    look = _new_lines(log, said.append)
+    look = new_lines(log, "evaluate", said.append)
     look()
     log.write_text("evaluate: 10 %, 5 row")
     look()
@@ -62,3 +62,22 @@ def test_progress_is_said_as_it_comes(tmp_path: Path) -> None:
     look()
     look()
     assert said == ["10 %, 5 rows", "warning: few rows"]
+
+
+PREVIEW = EVALUATE.replace("evaluate", "preview")
+
+
+def test_a_model_is_priced(api: str, tmp_path: Path, tiny_llama_dir: Path, tiny_texts: Path) -> None:
+    checkout = make_miniature(tmp_path / "check out")
+    settings = [*SETTINGS, f"texts.sources=[{tiny_texts}]", "prune.multiple_of=8"]
+    asked = {"model": str(tiny_llama_dir), "widths": "0.75,0.5", "preset": "smoke", "settings": settings}
+    with started(checkout, PREVIEW, json.dumps(asked), PREFECT_API_URL=api) as process:
+        output, _ = process.communicate()
+    assert "ended Completed" in output, output
+    [artifact] = ask(api, "artifacts/filter", {"artifacts": {"key": {"any_": ["price-list"]}}})
+    shown = [line for line in artifact["data"].splitlines() if line.startswith("| ")]
+    assert [line.split("|")[2].strip() for line in shown] == ["of neurons", "100%", "75%", "50%"]
+    assert "](data:image/png;base64," in artifact["data"]
+    [kept] = (checkout.root / ".sparsekd" / "prices").iterdir()
+    assert [offer["share"] for offer in json.loads(kept.read_text())["offers"]] == [0.75, 0.5]
+    assert not checkout.processes()
