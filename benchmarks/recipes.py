@@ -32,15 +32,15 @@ PRUNED = Path("build/recipes")
 SETTINGS = ("prune.width=896", "prune.statistics_tokens=49152", "distill.tokens=61440")
 CHANGES = (
     "",
+    "distill.alpha=1",
+    "distill.alpha=0.7",
+    "distill.alpha=0.3",
     "distill.temperature=2",
     "distill.divergence=jsd",
     "distill.divergence=reverse_kl",
     "distill.batch_size=2",
     "distill.batch_size=2 distill.learning_rate=4.2e-4",
     "distill.batch_size=2 distill.learning_rate=6e-4",
-    "distill.alpha=1",
-    "distill.alpha=0.7",
-    "distill.alpha=0.3",
     "distill.tokens=122880",
     "distill.tokens=122880 distill.epochs=2",
     "prune.beta=0",
