@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, Pat
         yield name, distilled(name, pruned, Distill(tokens=arguments.width_tokens))
 
 
-def scores(path: Path, data: Path) -> dict[str, dict[str, Any]]:
+def scores(path: Path, data: Path, parts: Sequence[str] = PARTS) -> dict[str, dict[str, Any]]:
     """Perplexity and KL to dense with their intervals, by part and corpus."""
     import torch
 
@@ -73,7 +73,7 @@ def scores(path: Path, data: Path) -> dict[str, dict[str, Any]]:
     model = load_model(path, torch.bfloat16, resolve_device(Runtime()))
     cache = TeacherCache.open(data / "teacher")
     found: dict[str, dict[str, Any]] = {}
-    for part in PARTS:
+    for part in parts:
         for corpus, packed in getattr(held_out, part).items():
             sums = document_sums(model, packed, 8, cache, f"{part}-{corpus}")
             agreement = sums.agreement(0)

@@ -12,20 +12,17 @@ and our distillation.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import jobs as job_lines
 from sparsekd.config import Distill, Evaluate, Prune, Runtime
-from sparsekd.runtime import prepare_process, resolve_device, use_threads
+from sparsekd.runtime import resolve_device
 
 OUT = Path("benchmarks/results/peers.jsonl")
 WIDTHS = (1152, 896, 640)  # 75, 58 and 42 % of 1536
@@ -81,15 +78,15 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=data.resolve().parent) as folder:
         work = Path(folder)
-        started = time.monotonic()
+        started = time.process_time()
         pruned = _pruned(job, data, work)
-        pruned_at = time.monotonic()
+        pruned_at = time.process_time()
         model = _distilled(job, data, pruned, work) if job.tokens else pruned
-        seconds = {"prune": pruned_at - started, "distill": time.monotonic() - pruned_at}
+        seconds = {"prune": pruned_at - started, "distill": time.process_time() - pruned_at}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         found = scores(model, data)
         tasks = _tasks(model, data) if job.tokens or job.selection == "dense" else {}
-    return asdict(job) | {"seconds": seconds, "peak_gib": peak, "scores": found, "tasks": tasks}
+    return {"cpu_seconds": seconds, "peak_gib": peak, "scores": found, "tasks": tasks}
 
 
 def _calibration(job: Job, data: Path) -> Any:
@@ -168,44 +165,14 @@ def _tasks(model: Path, data: Path) -> dict[str, Any]:
     return {name: {"value": score.value, "stderr": score.stderr} for name, score in found.items()}
 
 
-def read(file: Path) -> dict[Job, dict[str, Any]]:
-    """What has been measured, by job."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return {Job(**{key: line[key] for key in Job.__dataclass_fields__}): line for line in lines}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the data folder of a finished run")
-    parser.add_argument("--out", type=Path, default=OUT, help="JSON lines that results are added to")
-    parser.add_argument("--hours", type=float, default=24.0, help="begin no job after so many hours")
-    parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.job:
-        prepare_process(Runtime())
-        use_threads(Runtime())
-        print(json.dumps(run_job(Job(**json.loads(arguments.job)), arguments.data)))
-        return
-    if arguments.table:
-        from benchmarks.peers_table import tables
+    from benchmarks.peers_table import tables
 
-        print(tables(read(arguments.out)))
-        return
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    for job in jobs():
-        if job in read(arguments.out) or time.monotonic() - started > 3600 * arguments.hours:
-            continue
-        command = [sys.executable, "-m", "benchmarks.peers", "--data", str(arguments.data), "--job"]
-        done = subprocess.run([*command, json.dumps(asdict(job))], stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"{job} ended with {done.returncode}; run again to go on with it.")
-        line = json.loads(done.stdout.splitlines()[-1])
-        with arguments.out.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(f"{job}: {sum(line['seconds'].values()):.0f} s", flush=True)
+    arguments = job_lines.parser(__doc__, OUT).parse_args()
+    job_lines.run("benchmarks.peers", jobs(), run_job, tables, arguments, Job)
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import peers  # whose Job the tables know; this module's, run as a script, is another class
+
+    peers.main()

@@ -29,12 +29,12 @@ def _cells(line: dict[str, Any], results: Results) -> str:
     outside = mean(value for corpus, value in over.items() if corpus not in IN_DOMAIN)
     kl = mean(score["kl"]["value"] for score in line["scores"]["test"].values())
     tasks = f"{100 * mean(task['value'] for task in line['tasks'].values()):.1f}" if line["tasks"] else ""
-    seconds = sum(line["seconds"].values())
+    seconds = sum(line["cpu_seconds"].values())
     return f"{inside:.3f} | {outside:.3f} | {kl:.3f} | {tasks} | {seconds:.0f} | {line['peak_gib']:.1f}"
 
 
 _HEAD = (
-    "| selection | compensation | excess loss, wiki and c4 | excess loss, others | KL | tasks, % | seconds | GiB |\n"
+    "| selection | compensation | excess, wiki and c4 | excess, others | KL | tasks, % | CPU-seconds | GiB |\n"
     "|---|---|---:|---:|---:|---:|---:|---:|"
 )
 
