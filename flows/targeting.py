@@ -93,7 +93,7 @@ def choose(home: Path, config: RunConfig, limit: float) -> Choice:
     ground = (
         f"an estimate from {curve.runs} runs, one left out is missed by {curve.error:.0%} at the most"
         if curve
-        else "of pruning in one shot; distillation lowers it, by how much is known after two runs: `sparsekd sweep --target`"
+        else "of pruning in one shot; what distillation takes off it is known after two runs: `sparsekd sweep --target`"
     )
     return Choice(*width, ground)
 
