@@ -21,9 +21,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from benchmarks import jobs as job_lines
+from flows.params import with_settings
 from sparsekd.config import RunConfig, Runtime
 from sparsekd.runtime import resolve_device
 
@@ -68,12 +67,7 @@ def jobs() -> Iterator[Job]:
 
 
 def configuration(job: Job) -> RunConfig:
-    values: dict[str, dict[str, Any]] = {}
-    for setting in (*SETTINGS, f"distill.seed={job.seed}", *job.changes.split()):
-        name, _, value = setting.partition("=")
-        section, _, key = name.partition(".")
-        values.setdefault(section, {})[key] = YAML(typ="safe").load(value)
-    return RunConfig.model_validate(values)
+    return with_settings(RunConfig(), [*SETTINGS, f"distill.seed={job.seed}", *job.changes.split()])
 
 
 def run_job(job: Job, data: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as this_run
 
 from flows.child import run_child
+from flows.hooks import tell
 from flows.orphan import end_with_parent
 from flows.stages import side_by_side
 from tasks import environment
@@ -44,6 +45,16 @@ def run_command(home: Path, command: str, arguments: list[str]) -> Path:
 def end_command(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Cancelled or crashed: end the command of a flow that has its name."""
     end_recorded_groups(environment.checkout_root(), [f"{flow.name} {flow_run.id}"])
+
+
+COMMAND_FLOW: dict[str, Any] = {
+    "on_cancellation": [end_command],
+    "on_crashed": [end_command, tell],
+    "on_failure": [tell],
+    "retries": 0,
+    "persist_result": False,
+}
+"""What every flow that is one command has in common."""
 
 
 def new_lines(log: Path, command: str, say: Callable[[str], None]) -> Callable[[], None]:

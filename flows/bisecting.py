@@ -5,21 +5,23 @@ The price list says where to begin; every run that ends makes the next guess bet
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from flows import grid, params, preflight, prices, sweeping
+from flows import grid, params, preflight, prices, sweeping, targeting
 from flows.display import make_console
 from flows.expected import known_runs
 from flows.sweeping import Request
 from flows.targeting import Target, TargetMissedError
-from sparsekd.config import BUDGETS, RunConfig
+from flows.workspace import find_revision
+from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.evaluation.expectation import candidates, expectation, suggested_width
-from sparsekd.evaluation.offers import WIDTHS, PriceList
+from sparsekd.evaluation.offers import WIDTHS
 
 MOST_RUNS = 6
 Tried = Mapping[int, float]
@@ -35,29 +37,42 @@ def bisect(request: Request, target: Target) -> None:
         raise ConfigError(f"--target is {target}, which is a budget and needs no search: sparsekd compress --target.")
     console, home = make_console(), params.find_root()
     preflight.check_repository(home)
-    base = _base(home, request)
+    targeting.check_alone(request.settings)
+    settings = sweeping.settings_of(request, Path.cwd(), home)
+    os.chdir(home)  # relative paths in params.yaml start here
+    base = grid.settled(home, settings, request.preset, request.at)
+    preflight.check_settings(home, base, preflight.dense_config(home, base))
     found = prices.computed_apart(home, base, WIDTHS)
     widths = candidates(found, base.prune.multiple_of)
-    if request.dry_run:
-        first = next_widths(widths, {}, target.value, _suggest(found, base, home))
-        console.print(f"sweep for {target} begins with widths {_listed(first)} of {_listed(widths)}", markup=False)
-        return
-    asked = replace(request, name=request.name or _name(base, target))
-
-    def run(tried: Sequence[int]) -> Tried:
-        chosen = f"prune.width={','.join(map(str, tried))}"
-        sweeping.sweep(replace(asked, settings=(*asked.settings, chosen)))
-        kl = _measured(home, base, full)
-        return {width: kl[width] for width in tried}
-
     if len(widths) < 2:
         raise ConfigError(
             f"Of the widths between {found.offers[-1].width} and {found.offers[0].width}, prune.multiple_of="
             f"{base.prune.multiple_of} leaves {len(widths)} to search; make it smaller."
         )
-    full = found.dense.width
-    known = {width: kl for width, kl in _measured(home, base, full).items() if width in widths}
-    tried = search(widths, target.value, _suggest(found, base, home), run, known)
+    known = known_runs(home, base)
+
+    def measured() -> Tried:
+        return {round(run.share * found.dense.width): run.kl for run in known}
+
+    def suggest(limit: float) -> int | None:
+        width = suggested_width(found, expectation(found, known), limit, base.prune.multiple_of)
+        return width[0] if width else None
+
+    def run(tried: Sequence[int]) -> Tried:
+        nonlocal known
+        chosen = f"prune.width={','.join(map(str, tried))}"
+        sweeping.sweep(replace(request, name=name, model=None, texts=(), settings=(*settings, chosen)))
+        known = known_runs(home, base)
+        return {width: measured()[width] for width in tried}
+
+    before = {width: kl for width, kl in measured().items() if width in widths}
+    if request.dry_run:
+        first = next_widths(widths, before, target.value, suggest)
+        goes = f"goes on with {_listed(first)}" if first else "has nothing left to run"
+        console.print(f"sweep for {target} among widths {_listed(widths)} {goes}", markup=False, soft_wrap=True)
+        return
+    name = request.name or _name(home, base, request.at, target)
+    tried = search(widths, target.value, suggest, run, before)
     conclude(tried, widths, target, console)
 
 
@@ -90,7 +105,7 @@ def next_widths(widths: Sequence[int], tried: Tried, limit: float, suggest: Call
     first = guess if guess in between else between[len(between) // 2]
     if tried:
         return [first]
-    # before any run the guess is that of pruning in one shot, and distillation takes half of that KL or more
+    # before any run the guess is that of pruning in one shot, and by how much distillation lowers it is not known
     second = suggest(2 * limit)
     return [first, second if second in between and second != first else _neighbour(between, first)][: len(between)]
 
@@ -112,35 +127,9 @@ def conclude(tried: Tried, widths: Sequence[int], target: Target, console: Conso
     console.print(f"{line}.{f' Not tried: {_listed(left)}.' if left else ''}", markup=False, soft_wrap=True)
 
 
-def _base(home: Path, request: Request) -> RunConfig:
-    """The configuration that all runs share, settled."""
-    given = {setting.partition("=")[0].strip() for setting in request.settings}
-    if clash := given & {f"prune.{key}" for key in BUDGETS}:
-        raise ConfigError(f"{' and '.join(sorted(clash))} is given beside --target, which searches it; leave it out.")
-    config = params.load_at(home, request.at)
-    if request.preset is not None:
-        config = params.with_preset(config, request.preset, home)
-    settings = sweeping.settings_of(request, Path.cwd(), home)
-    config, _ = preflight.resolve_sources(params.with_settings(config, settings, "your -S options"), home)
-    preflight.check_settings(home, config, preflight.dense_config(home, config))
-    return config
-
-
-def _suggest(found: PriceList, base: RunConfig, home: Path) -> Callable[[float], int | None]:
-    def suggest(limit: float) -> int | None:
-        curve = expectation(found, known_runs(home, base))
-        width = suggested_width(found, curve, limit, base.prune.multiple_of)
-        return width[0] if width else None
-
-    return suggest
-
-
-def _measured(home: Path, base: RunConfig, full: int) -> Tried:
-    return {round(known.share * full): known.kl for known in known_runs(home, base)}
-
-
-def _name(base: RunConfig, target: Target) -> str:
-    return f"target-kl{target.value:g}-{grid.digest([base], None)}"
+def _name(home: Path, base: RunConfig, at: str | None, target: Target) -> str:
+    commit = find_revision(home, at).tree if at is not None else None
+    return f"target-kl{target.value:g}-{grid.digest([base], commit)}"
 
 
 def _neighbour(widths: Sequence[int], width: int) -> int:

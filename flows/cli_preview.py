@@ -15,8 +15,9 @@ EXAMPLES = "Examples: sparsekd preview  |  sparsekd preview --model Qwen/Qwen3-0
 def preview(
     model: ModelOver = None,
     widths: Annotated[
-        str, typer.Option("--widths", metavar="W,W…", help="Fractions of intermediate_size, or integers.")
-    ] = "0.9,0.8,0.7,0.6,0.5,0.4",
+        Optional[str],  # noqa: UP045
+        typer.Option("--widths", metavar="W,W…", help="Fractions of intermediate_size, or integers; else 0.9 to 0.4."),
+    ] = None,
     texts: Texts = None,
     preset: PresetOver = None,
     settings: Settings = None,
@@ -33,7 +34,9 @@ def preview(
     without any distillation, which a run does after it. Changes nothing. The model is that of params.yaml, where there
     is one.
     """
-    from flows import previewing
+    from flows import job, previewing
 
-    asked = previewing.Asked(model, texts, preset, settings, device)
-    previewing.preview(asked, widths, as_json=as_json, out=out)
+    request = job.Request(
+        preset=preset, model=model, texts=tuple(texts or ()), settings=tuple(settings or ()), device=device
+    )
+    previewing.preview(request, widths, as_json=as_json, out=out)

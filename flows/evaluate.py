@@ -18,22 +18,15 @@ from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
 from flows import params  # noqa: E402
-from flows.apart import end_command, run_command  # noqa: E402
+from flows.apart import COMMAND_FLOW, run_command  # noqa: E402
 from flows.confined import check_confined, check_source  # noqa: E402
 from flows.holding import name_run  # noqa: E402
-from flows.hooks import begin, tell  # noqa: E402
+from flows.hooks import begin  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
 
 
-@flow(
-    name="evaluate",
-    on_cancellation=[end_command],
-    on_crashed=[end_command, tell],
-    on_failure=[tell],
-    retries=0,
-    persist_result=False,
-)
+@flow(name="evaluate", **COMMAND_FLOW)
 def evaluate(
     model: str,
     dense: str | None = None,

@@ -11,11 +11,19 @@ from flows.params import load_tree
 from flows.workspace import experiments
 from sparsekd.config import RunConfig
 from sparsekd.errors import SparseKDError
-from sparsekd.evaluation.expectation import Known
+from sparsekd.evaluation.expectation import Expectation, Known, expectation
+from sparsekd.evaluation.offers import PriceList
 from tasks.cache import dvc_objects
 
+VALIDATION = "validation/documents.json"
+"""Sums over the validation documents, in an output of stage evaluate."""
 _NO_MATTER = {"checkpoint_every", "distributed", "compile", "attention", "activation_checkpointing"}
 """Settings of distill that change how long it takes, not what comes of it."""
+
+
+def expected(root: Path, config: RunConfig, prices: PriceList) -> Expectation | None:
+    """What the runs that the checkout at `root` keeps say of the KL after distillation."""
+    return expectation(prices, known_runs(root, config))
 
 
 def known_runs(root: Path, config: RunConfig) -> list[Known]:
@@ -27,7 +35,7 @@ def known_runs(root: Path, config: RunConfig) -> list[Known]:
                 continue
             lock = git(root, "show", f"{revision.tree}:dvc.lock")
             pruned = json.loads(dvc_objects(root, "data/pruned", lock)["manifest.json"].read_text())["facts"]
-            validated = dvc_objects(root, "data/evaluation/distilled", lock)["validation/documents.json"]
+            validated = dvc_objects(root, "data/evaluation/distilled", lock)[VALIDATION]
         except (SparseKDError, KeyError, OSError):  # of an older format, or not in this cache
             continue
         found.append(Known(name, 1 - pruned["reduction"]["width"], validation_kl(validated)))

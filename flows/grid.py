@@ -96,11 +96,8 @@ def plan(
 
     Raises SparseKDError for a setting, source or combination that no run could start from.
     """
-    base = params.load_at(home, at)
-    if preset is not None:
-        base = params.with_preset(base, preset, home)
     fixed, varied = _read(settings)
-    base, _ = preflight.resolve_sources(params.with_settings(base, fixed, "your -S options"), home)
+    base = settled(home, fixed, preset, at)
     found = []
     for values in itertools.product(*varied.values()):
         chosen = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
@@ -118,6 +115,15 @@ def plan(
     if len({point.label for point in points}) < len(points):
         raise ConfigError("Two values of the grid differ only in signs that a name cannot have; sweep them one by one.")
     return Plan(home, name, at, revision, tuple(settings), points)
+
+
+def settled(home: Path, settings: Sequence[str], preset: str | None, at: str | None) -> RunConfig:
+    """What the runs of a sweep share: params.yaml, or that of `at`, with one value a setting; sources are resolved."""
+    base = params.load_at(home, at)
+    if preset is not None:
+        base = params.with_preset(base, preset, home)
+    config, _ = preflight.resolve_sources(params.with_settings(base, list(settings), "your -S options"), home)
+    return config
 
 
 def _read(settings: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

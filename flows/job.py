@@ -53,14 +53,16 @@ def compress(request: Request) -> None:
     asked_in = Path.cwd()
     root = params.find_root()
     preflight.check_repository(root)
+    apart = request.isolated or request.at is not None
+    if apart:
+        request = replace(request, yes=True)  # no hand edit of the checkout can be lost
     target = targeting.parse(request.target) if request.target else None
     if target:
         request = aimed_at(target, root, request, asked_in, console)
-    if not (request.isolated or request.at is not None):
+    if not apart:
         _compress(Place(root), request, asked_in, console)
         show_target(root, target, request, console)
         return
-    request = replace(request, yes=True)  # no hand edit of the checkout can be lost
     config = settle(root, params.load_at(root, request.at), request, asked_in)
     space = workspace.create(root, request.name or history.new_name(root, config), request.at)
     console.print(f"run {space.name}, in a workspace of its own", markup=False)
@@ -74,6 +76,8 @@ def compress(request: Request) -> None:
 
 def aimed_at(target: Target, root: Path, request: Request, asked_in: Path, console: Console) -> Request:
     """`request` with the width for its target, which is said. Raises SparseKDError where there is none."""
+    targeting.check_alone(request.settings)
+    os.chdir(root)  # relative paths in params.yaml start here
     config, _ = preflight.resolve_sources(settle(root, params.load_at(root, request.at), request, asked_in), root)
     preflight.check_settings(root, config, preflight.dense_config(root, config))
     settings, choice = targeting.settings(root, config, target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,25 +14,18 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
-from flows.apart import end_command, run_command  # noqa: E402
-from flows.confined import check_confined, check_source  # noqa: E402
-from flows.hooks import begin, tell  # noqa: E402
-from flows.previewing import Asked, as_markdown, settle, widths_of  # noqa: E402
+from flows.apart import COMMAND_FLOW, run_command  # noqa: E402
+from flows.hooks import begin  # noqa: E402
+from flows.previewing import as_markdown  # noqa: E402
 from flows.result import embedded  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
+from sparsekd.evaluation.offers import WIDTHS  # noqa: E402
 
 
-@flow(
-    name="preview",
-    on_cancellation=[end_command],
-    on_crashed=[end_command, tell],
-    on_failure=[tell],
-    retries=0,
-    persist_result=False,
-)
+@flow(name="preview", **COMMAND_FLOW)
 def preview(
     model: str | None = None,
-    widths: str = "0.9,0.8,0.7,0.6,0.5,0.4",
+    widths: str = ",".join(map(str, WIDTHS)),
     preset: Literal["smoke", "default", "quality"] | None = None,
     settings: list[str] = [],  # noqa: B006 - Prefect's form shows it, nobody changes it
     max_late: float | None = None,
@@ -53,20 +45,14 @@ def preview(
     try:
         if (late := begin(home, max_late)) is not None:
             return late
-        return _preview(home, Asked(model, preset=preset, settings=settings), widths)
+        return _preview(home, {"widths": widths, "model": model, "preset": preset}, settings)
     except SparseKDError as error:
         return Failed(message=str(error), data=error)
 
 
-def _preview(home: Path, asked: Asked, widths: str) -> Any:
-    os.chdir(home)  # relative paths start here
-    widths_of(widths)
-    if asked.model is not None:
-        check_source("model", asked.model)
-    check_confined(settle(asked))
-    given = {"model": asked.model, "preset": asked.preset}
-    arguments = [f"--widths={widths}", *(f"--{key}={value}" for key, value in given.items() if value is not None)]
-    out = run_command(home, "preview", [*arguments, *(f"--set={one}" for one in asked.settings or ())])
+def _preview(home: Path, given: dict[str, str | None], settings: list[str]) -> Any:
+    arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    out = run_command(home, "preview", [*arguments, *(f"--set={setting}" for setting in settings)])
     found = json.loads((out / "preview.json").read_text())
     picture = embedded(out / "preview.png", "KL to the dense model against parameters")
     markdown = f"## {found['model']}\n\n{as_markdown(found)}\n\n{picture}"

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flows import params, preflight, prices, steps
+from flows import job, params, preflight, prices, steps
 from flows.display import make_console
-from flows.expected import known_runs
+from flows.expected import expected
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
-from sparsekd.evaluation.expectation import Expectation, expectation
-from sparsekd.evaluation.offers import Offer, PriceList
+from sparsekd.evaluation.expectation import Expectation
+from sparsekd.evaluation.offers import WIDTHS, Offer, PriceList
 from sparsekd.runtime import prepare_process
 from tasks.corpora import own_corpora
 from tasks.environment import checkout_root
 from tasks.quick import importing
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for on the command line."""
-
-    model: str | None = None
-    texts: list[str] | None = None
-    preset: str | None = None
-    settings: list[str] | None = None
-    device: str | None = None
-
-
-def preview(asked: Asked, widths: str, as_json: bool, out: Path | None) -> None:
+def preview(request: job.Request, widths: str | None, as_json: bool, out: Path | None) -> None:
     """Make the list and show it. Raises SparseKDError before anything loads where the request cannot be met."""
     if out is not None:
+        out = out.absolute()
         steps.check_out(out)
     wanted = widths_of(widths)
-    config = settle(asked)
+    config = settle(request)
     found = price(config, wanted)
-    curve = expected(config, found)
+    root = checkout_root()
+    curve = expected(root, config, found) if _is_checkout(root) else None
     if as_json:
         print(to_json(found, curve), end="")
     else:
@@ -71,34 +63,19 @@ def price(config: RunConfig, widths: Sequence[float]) -> PriceList:
     return made
 
 
-def expected(config: RunConfig, found: PriceList) -> Expectation | None:
-    """What earlier runs of this checkout say of the KL after distillation."""
-    root = checkout_root()
-    return expectation(found, known_runs(root, config)) if _is_checkout(root) else None
-
-
 def _is_checkout(root: Path) -> bool:
     return (root / ".dvc").is_dir()
 
 
-def settle(asked: Asked) -> RunConfig:
-    """params.yaml of the checkout where there is one and no preset is named, else the preset; the options over it.
+def settle(request: job.Request) -> RunConfig:
+    """What a run of `request` would be made from: params.yaml, outside a checkout the preset default, and the options.
 
     Sources are resolved, and what can be checked before anything loads is. Raises SparseKDError.
     """
-    root = checkout_root()
-    if asked.preset is None and (root / "params.yaml").is_file():
-        base = params.load(root)
-    else:
-        base = params.load_preset(asked.preset or "default")
-    named = {"model.source": asked.model, "runtime.device": asked.device}
-    given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    if asked.model is not None:
-        given.append("model.revision=null")
-    config = params.with_settings(base, given, "your command line")
-    if asked.texts:
-        config = params.with_texts(config, asked.texts, {})
-    config, _ = preflight.resolve_sources(params.with_settings(config, asked.settings or [], "your -S options"), root)
+    root, asked_in = checkout_root(), Path.cwd()
+    os.chdir(root)  # relative paths in params.yaml start here
+    base = params.load(root) if (root / "params.yaml").is_file() else params.load_preset("default")
+    config, _ = preflight.resolve_sources(job.settle(root, base, replace(request, yes=True), asked_in), root)
     source, model = config.model.source, preflight.dense_config(root, config)
     preflight.check_layout(source, model)
     preflight.check_lengths(source, model, {"calibrate.sequence_length": config.calibrate.sequence_length})
@@ -106,7 +83,9 @@ def settle(asked: Asked) -> RunConfig:
     return config
 
 
-def widths_of(given: str) -> list[float]:
+def widths_of(given: str | None) -> Sequence[float]:
+    if given is None:
+        return WIDTHS
     try:
         widths = [float(one) for one in given.split(",")]
     except ValueError:

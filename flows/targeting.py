@@ -6,18 +6,19 @@ A share of parameters is a budget of its own (`prune.total_reduction`). A KL is 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows import prices
-from flows.expected import known_runs, validation_kl
+from flows.expected import VALIDATION, expected, validation_kl
+from flows.params_text import plain
 from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.errors import ConfigError, SparseKDError
-from sparsekd.evaluation.expectation import expectation, suggested_width
+from sparsekd.evaluation.expectation import suggested_width
 from sparsekd.evaluation.offers import WIDTHS
 
 _SIGNS = {"kl": "<=", **dict.fromkeys(BUDGETS, "=")}
-VALIDATION = Path("validation") / "documents.json"
 
 
 class TargetMissedError(SparseKDError):
@@ -34,7 +35,7 @@ class Target:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.name}{_SIGNS[self.name]}{self.value:g}"
+        return f"{self.name}{_SIGNS[self.name]}{plain(self.value)}"
 
     @property
     def needs_prices(self) -> bool:
@@ -66,6 +67,13 @@ def parse(text: str) -> Target:
     return target
 
 
+def check_alone(settings: Iterable[str]) -> None:
+    """Raise ConfigError for a budget among `settings`: the target is what says how much is kept."""
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    if clash := given & {f"prune.{key}" for key in BUDGETS}:
+        raise ConfigError(f"{' and '.join(sorted(clash))} is given beside --target, which chooses it; leave it out.")
+
+
 def settings(home: Path, config: RunConfig, target: Target) -> tuple[list[str], Choice | None]:
     """What to set for `target` over the settled `config`, and for a KL what that was chosen by.
 
@@ -73,7 +81,7 @@ def settings(home: Path, config: RunConfig, target: Target) -> tuple[list[str], 
     that is priced keeps to it.
     """
     if not target.needs_prices:
-        return [f"prune.{target.name}={target.value:g}"], None
+        return [f"prune.{target.name}={plain(target.value)}"], None
     found = choose(home, config, target.value)
     return [f"prune.width={found.width}"], found
 
@@ -81,13 +89,13 @@ def settings(home: Path, config: RunConfig, target: Target) -> tuple[list[str], 
 def choose(home: Path, config: RunConfig, limit: float) -> Choice:
     """The smallest width whose KL is expected to keep to `limit`."""
     found = prices.computed_apart(home, config, WIDTHS)
-    curve = expectation(found, known_runs(home, config))
+    curve = expected(home, config, found)
     width = suggested_width(found, curve, limit, config.prune.multiple_of)
     if width is None:
         widest = max(found.offers, key=lambda offer: offer.width)
         kl = curve.kl(widest.mean_kl) if curve else widest.mean_kl
         raise ConfigError(
-            f"The target is kl<={limit:g}; the widest that is priced, {widest.width} of {found.dense.width} neurons, "
+            f"The target is kl<={limit}; the widest that is priced, {widest.width} of {found.dense.width} neurons, "
             f"is expected to have {kl:.3f}. Give more, or set prune.width yourself; `sparsekd preview` shows all."
         )
     ground = (

@@ -170,7 +170,7 @@ def preview(
     config = config.model_copy(update={"calibrate": config.calibrate.model_copy(update=least)})
     data = _calibrate(dense, config, progress, own=corpora).data
     held_out = CalibrationSet(data.calibration, data.validation, {})
-    full = int(check_fields(model_config(str(model)))["intermediate_size"])
+    full = int(check_fields(model_config(str(dense)))["intermediate_size"])
     wanted = sorted({resolve_width(width, full, config.prune.multiple_of) for width in widths}, reverse=True)
     with tempfile.TemporaryDirectory() as folder:
         alone = CalibrationSet(data.calibration.head(1), data.validation, {})

@@ -74,7 +74,7 @@ def suggested_width(
 ) -> tuple[int, float] | None:
     """The smallest multiple of `multiple_of` that keeps KL to `limit`, and its KL; None where no priced width does.
 
-    KL is what `curve` expects after distillation, or that of pruning in one shot, which is more, where there is none.
+    KL is what `curve` expects after distillation, or that of pruning in one shot where there is none.
     """
     for width in candidates(prices, multiple_of):
         one_shot = kl_at(prices, width / prices.dense.width)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from flows import previewing
+from flows.job import Request
 from sparsekd import api
 from sparsekd.config import Calibrate, Prune, RunConfig
 from sparsekd.errors import ConfigError
@@ -76,6 +79,22 @@ def test_the_command_shows_a_table_and_writes_json_and_a_picture(
     assert [offer["width"] for offer in found["offers"]] == [32, 16]
     assert found["expectation"] is None, "no run, no estimate"
     assert (tmp_path / "found" / "preview.png").stat().st_size > 5_000
+
+
+def test_a_preset_keeps_the_model_of_the_checkout_and_paths_start_where_they_were_typed(
+    tiny_llama_dir: Path, tiny_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(CHECKOUT / "dvc.yaml", tmp_path)
+    params = (CHECKOUT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(re.sub(r"(?m)^  source: .*", f"  source: {tiny_llama_dir}", params, count=1))
+    (tmp_path / "below").mkdir()
+    shutil.copy(tiny_texts, tmp_path / "below" / "mine.jsonl")
+    monkeypatch.chdir(tmp_path / "below")
+    few = ("calibrate.sequence_length=32",)
+    found = previewing.settle(Request(preset="smoke", texts=("mine.jsonl",), settings=few))
+    assert found.model.source.endswith(str(tiny_llama_dir))
+    assert found.calibrate.tokens < 10_000, "smoke's"
+    assert found.texts.sources == ("below/mine.jsonl",)
 
 
 def test_widths_that_are_none_are_refused() -> None:
