@@ -16,9 +16,11 @@ from sparsekd.config import Evaluate
 from sparsekd.decoding import greedy, stop_tokens
 from sparsekd.distillation.teacher import TeacherCache
 from sparsekd.evaluation.lm_eval_adapter import run_tasks
-from sparsekd.evaluation.perplexity import DocumentSums, document_sums
+from sparsekd.evaluation.passages import worst_passages
+from sparsekd.evaluation.perplexity import DocumentSums, TokenScores, by_document, token_scores
 from sparsekd.evaluation.prompts import answer_prompts, chat_prompts, is_degenerate
 from sparsekd.evaluation.results import Agreement, Evaluation, Perplexity
+from sparsekd.evaluation.tokens import divergence, reliability
 from sparsekd.models import count_parameters, declared_dtype, load_model, load_tokenizer
 from sparsekd.progress import Progress, silent
 
@@ -41,8 +43,9 @@ def evaluate_model(
     home: Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Evaluate the checkpoint at `path`; write evaluation.json, documents.json, prompts.json and lm_eval/ into `out`.
+    """Evaluate the checkpoint at `path`; write what was found into `out`.
 
+    That is evaluation.json, documents.json, tokens.json, prompts.json and lm_eval/.
     `test` maps a corpus to its packed test part (perplexity; on "chat" also the share of looping answers). With
     `teacher`, whose parts are named test-<corpus>, agreement with the dense model is measured too. What is scored on
     `validation`, and on config.validation_rows other rows of the tasks, goes to `out`/validation: a gate judges by it.
@@ -58,20 +61,24 @@ def evaluate_model(
     model = load_model(path, getattr(torch, config.dtype), device)
     # tasks come first: of all that can go wrong, a task without rows is the likeliest
     run = tasks(model, out=out / "lm_eval", home=(home or out) / "lm_eval") if config.tasks else None
-    sums = texts(model, test or {}, "test")
+    test = test or {}
+    scores = texts(model, test, "test")
+    sums = _by_document(scores, test, teacher)
     if validation:
         unseen = out / "validation"
         unseen.mkdir()
         rows = config.tasks and config.validation_rows
         found = tasks(model, out=unseen / "lm_eval", validation=True).tasks if rows else {}
         _write_json(unseen / "tasks.json", {name: score.model_dump() for name, score in found.items()})
-        _write_json(unseen / "documents.json", _by_corpus(texts(model, validation, "validation")))
+        unseen_sums = _by_document(texts(model, validation, "validation"), validation, teacher)
+        _write_json(unseen / "documents.json", _by_corpus(unseen_sums))
+    _write_json(out / "tokens.json", _tokens(model, tokenizer, test, scores, teacher))
     parameters = count_parameters(model)
     del model  # two copies of the weights would make this the heaviest stage
     # float32: in padded batches bfloat16 attention was seen to change greedy answers for the worse
     writer = load_model(path, torch.float32, device)
     documents = _by_corpus(sums)
-    if test and CHAT in test:
+    if CHAT in test:
         documents[CHAT]["degenerate"] = _loops(writer, tokenizer, test[CHAT], progress)
     answers = answer_prompts(writer, tokenizer, prompts, prompt_tokens, progress) if prompts else []
     evaluation = Evaluation(
@@ -107,6 +114,28 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def _by_document(
+    scores: Mapping[str, TokenScores], packed: Mapping[str, Packed], teacher: TeacherCache | None
+) -> dict[str, DocumentSums]:
+    return {corpus: by_document(found, packed[corpus], teacher is not None) for corpus, found in scores.items()}
+
+
+def _tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    test: Mapping[str, Packed],
+    scores: Mapping[str, TokenScores],
+    teacher: TeacherCache | None,
+) -> dict[str, Any]:
+    """What tokens.json holds: how test tokens spread, by corpus, and where the model is farthest from the teacher."""
+    record: dict[str, Any] = {"reliability": {c: reliability(s).model_dump() for c, s in scores.items()}}
+    if teacher is None:
+        return record
+    worst = worst_passages(model, tokenizer, test, scores, teacher)
+    spread = {corpus: divergence(found).model_dump() for corpus, found in scores.items()}
+    return record | {"divergence": spread, "passages": [passage.model_dump() for passage in worst]}
+
+
 def _score_corpora(
     model: PreTrainedModel,
     packed: Mapping[str, Packed],
@@ -114,15 +143,15 @@ def _score_corpora(
     teacher: TeacherCache | None,
     batch_size: int,
     progress: Progress,
-) -> dict[str, DocumentSums]:
-    """Sums over the documents of each corpus; `part` is "test" or "validation"."""
+) -> dict[str, TokenScores]:
+    """The scored tokens of each corpus; `part` is "test" or "validation"."""
     total, done = sum(sequences.tokens for sequences in packed.values()), 0
-    sums = {}
+    scores = {}
     for corpus, sequences in packed.items():
         name = f"{part}-{corpus}"
-        sums[corpus] = document_sums(model, sequences, batch_size, teacher, name, progress, done, total)
+        scores[corpus] = token_scores(model, sequences, batch_size, teacher, name, progress, done, total)
         done += sequences.tokens
-    return sums
+    return scores
 
 
 def _loops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: Packed, progress: Progress) -> list[int]:

@@ -31,12 +31,15 @@ BLOCK = 64  # tokens of float32 softmax at once on the CPU: this still fits its 
 class TokenScores(NamedTuple):
     """Of each scored token: −log q(token), KL(dense ‖ model) in nats, and whether both rank the same token first.
 
-    `kl` and `top1` are zeros where there is no teacher.
+    `kl` and `top1` are zeros where there is no teacher. `confidence` is the highest probability that the model gives to
+    any token, and `right` is 1 where that is the text's.
     """
 
     nll: Float[Tensor, " tokens"]
     kl: Float[Tensor, " tokens"]
     top1: Float[Tensor, " tokens"]
+    confidence: Float[Tensor, " tokens"]
+    right: Float[Tensor, " tokens"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,15 @@ class DocumentSums:
         return record
 
 
-@torch.inference_mode()
 def document_sums(
+    model: PreTrainedModel, packed: Packed, batch_size: int, teacher: TeacherCache | None = None, part: str = ""
+) -> DocumentSums:
+    """Sums over each document of what `token_scores` finds."""
+    return by_document(token_scores(model, packed, batch_size, teacher, part), packed, teacher is not None)
+
+
+@torch.inference_mode()
+def token_scores(
     model: PreTrainedModel,
     packed: Packed,
     batch_size: int,
@@ -76,11 +86,12 @@ def document_sums(
     progress: Progress = silent,
     before: int = 0,
     total: int = 0,
-) -> DocumentSums:
+) -> TokenScores:
     """Score every sequence of `packed` with `model`, and compare with the dense model when there is a teacher cache.
 
-    `part` names the cache's part, such as "test-wiki". `before` and `total` place this in a longer progress, in tokens.
-    Raises ArtifactError when the cache lacks the part or no token is scored.
+    Returns float64 on the CPU, in the order of `packed.scored`. `part` names the cache's part, such as "test-wiki".
+    `before` and `total` place this in a longer progress, in tokens. Raises ArtifactError when the cache lacks the part
+    or no token is scored.
     """
     if not bool(packed.scored.any()):
         raise ArtifactError(f"{part or 'The corpus'} has no token to score; run stage calibrate with longer texts.")
@@ -95,8 +106,7 @@ def document_sums(
             dense = teacher.hidden(part, range(rows.start, rows.stop)).to(model.device)[:, :-1][mask]
         found.append(score_tokens(hidden, head, ids[:, 1:][mask], dense, teacher))
         progress(before + rows.stop * ids.shape[1], total or packed.tokens, "tokens")
-    scores = [torch.cat(column).double().cpu() for column in zip(*found, strict=True)]
-    return _by_document(TokenScores(*scores), scored_units(packed), teacher is not None)
+    return TokenScores(*(torch.cat(column).double().cpu() for column in zip(*found, strict=True)))
 
 
 def score_tokens(
@@ -124,16 +134,18 @@ def score_tokens(
 def _score(
     logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"], dense: Float[Tensor, "tokens vocab"] | None
 ) -> TokenScores:
-    scores = _no_scores(targets)._replace(nll=cross_entropy(logits, targets))
+    nll, (best, first) = cross_entropy(logits, targets), logits.max(-1)
+    # −log q(token) is logsumexp − logit: the sum over the vocabulary need not be taken again
+    confidence = (best - logits.gather(1, targets[:, None])[:, 0] - nll).exp()
+    scores = _no_scores(targets)._replace(nll=nll, confidence=confidence, right=(first == targets).float())
     if dense is None:
         return scores
-    same = (logits.argmax(-1) == dense.argmax(-1)).float()
-    return scores._replace(kl=kl_divergence(logits, dense), top1=same)
+    return scores._replace(kl=kl_divergence(logits, dense), top1=(first == dense.argmax(-1)).float())
 
 
 def _no_scores(targets: Int[Tensor, " tokens"]) -> TokenScores:
     zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-    return TokenScores(zeros, zeros, zeros)
+    return TokenScores(zeros, zeros, zeros, zeros, zeros)
 
 
 def scored_units(packed: Packed) -> Int[Tensor, " tokens"]:
@@ -146,9 +158,10 @@ def scored_units(packed: Packed) -> Int[Tensor, " tokens"]:
     return scored
 
 
-def _by_document(scores: TokenScores, units: Int[Tensor, " tokens"], compared: bool) -> DocumentSums:
-    _, index = torch.unique(units, return_inverse=True)
-    sums = [torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add(0, index, s) for s in scores]
+def by_document(scores: TokenScores, packed: Packed, compared: bool) -> DocumentSums:
+    """Sums over the units of `scored_units`; KL and first ranks only where the scores were `compared` with dense."""
+    _, index = torch.unique(scored_units(packed), return_inverse=True)
+    zeros = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
+    nll, kl, top1 = (zeros.index_add(0, index, s).numpy() for s in (scores.nll, scores.kl, scores.top1))
     tokens = torch.bincount(index).double()
-    nll, kl, top1 = (s.numpy() for s in sums)
     return DocumentSums(tokens.numpy(), nll, kl if compared else None, top1 if compared else None)

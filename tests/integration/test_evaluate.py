@@ -178,7 +178,7 @@ def test_two_evaluations_are_the_same_bytes(inputs: Inputs, tmp_path: Path) -> N
             home=Path("data/evaluation/pruned"),
         )
     files = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()]
-    assert len(files) == 9
+    assert len(files) == 10
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 

@@ -15,7 +15,7 @@ from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.teacher.cache import CacheIndex
 from sparsekd.errors import ArtifactError
 from sparsekd.evaluation import perplexity
-from sparsekd.evaluation.perplexity import document_sums, score_tokens
+from sparsekd.evaluation.perplexity import document_sums, score_tokens, token_scores
 from sparsekd.models import final_hidden, lm_head, load_model
 
 
@@ -44,6 +44,8 @@ def reference(logits: np.ndarray, dense: np.ndarray, packed: Packed) -> dict[int
             sums["nll"] -= q[int(packed.input_ids[row, place])]
             sums["kl"] += float((np.exp(p) * (p - q)).sum())
             sums["top1"] += int(logits[row, place - 1].argmax() == dense[row, place - 1].argmax())
+            sums["confidence"] = sums.get("confidence", 0.0) + float(np.exp(q.max()))
+            sums["right"] = sums.get("right", 0) + int(q.argmax() == int(packed.input_ids[row, place]))
     return found
 
 
@@ -83,6 +85,9 @@ def test_sums_are_those_of_the_definition(
         assert found.kl[position] == pytest.approx(expected[document]["kl"], rel=1e-3)
         assert found.top1 is not None
         assert found.top1[position] == expected[document]["top1"]
+    scores = token_scores(model, packed, 2, teacher, f"test-{corpus}")
+    for key, found_sum in (("confidence", scores.confidence.sum()), ("right", scores.right.sum())):
+        assert float(found_sum) == pytest.approx(sum(sums[key] for sums in expected.values()), rel=1e-4)
     tokens, nll = (sum(sums[key] for sums in expected.values()) for key in ("tokens", "nll"))
     assert found.perplexity(seed=0).value == pytest.approx(np.exp(nll / tokens), rel=1e-4)
 
@@ -147,7 +152,7 @@ def test_a_corpus_without_scored_tokens_is_named(tiny_llama_dir: Path) -> None:
 
 def test_progress_goes_on_across_corpora(tiny_llama_dir: Path, data: CalibrationSet) -> None:
     seen: list[tuple[float, float, str]] = []
-    document_sums(
+    token_scores(
         load_model(tiny_llama_dir),
         data.test["wiki"],
         4,
