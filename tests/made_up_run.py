@@ -191,10 +191,26 @@ class MadeUpRun:
             write_samples(draft.path / "lm_eval" / f"samples_{task}.jsonl", metric, scores)
         write_json(draft.path / "evaluation.json", found)
         write_json(draft.path / "documents.json", documents)
+        write_json(draft.path / "tokens.json", self._tokens(variant, documents))
         if variant != "pruned":
             self._validation(variant, draft.path / "validation")
         answers = {prompt: given[VARIANTS.index(variant)] for prompt, given in PROMPTS.items()}
         write_json(draft.path / "prompts.json", [{"prompt": p, "answer": a} for p, a in answers.items()])
+
+    def _tokens(self, variant: str, documents: Mapping[str, dict[str, list[float]]]) -> dict[str, Any]:
+        """Ever more tokens in the surer bins; the compressed models are surer than they are right."""
+        reliability, divergence = {}, {}
+        confidence = [0.05 + 0.1 * place for place in range(10)]
+        accuracy = [c * (1 - self.excess[variant] / 2) for c in confidence]
+        for corpus, sums in documents.items():
+            tokens = [int(sum(sums["tokens"]) * share / 55) for share in range(1, 11)]
+            error = sum(n * abs(a - c) for n, a, c in zip(tokens, accuracy, confidence, strict=True)) / sum(tokens)
+            reliability[corpus] = {"tokens": tokens, "confidence": confidence, "accuracy": accuracy, "error": error}
+            counts = [1000, 400, 300, 200, 100, 40, 10, 0]
+            nats = [n * kl for n, kl in zip(counts, (0.004, 0.02, 0.06, 0.2, 0.6, 1.8, 5.0, 0.0), strict=True)]
+            divergence[corpus] = {"tokens": counts, "nats": nats}
+        passages = [] if variant == "dense" else [passage(corpus) for corpus in documents]
+        return {"reliability": reliability, "divergence": divergence, "passages": passages}
 
     def _validation(self, variant: str, directory: Path) -> None:
         """Other documents of the same corpora; of tasks, `validation_rows` other rows."""
@@ -279,6 +295,38 @@ class MadeUpRun:
         key = f"{part}_tokens_per_second"
         rounds = [a / b for a, b in zip(models[variant][key], models["dense"][key], strict=True)]
         return {"value": float(np.median(rounds)), "low": min(rounds), "high": max(rounds), "rounds": rounds}
+
+
+def passage(corpus: str) -> dict[str, Any]:
+    """A few words with every strength of divergence, markup, line breaks, and one that is not scored."""
+    words = [
+        "The",
+        " king",
+        " of",
+        " <b>Norway",
+        "</b>",
+        "\n\n",
+        " sailed",
+        " to",
+        " the",
+        " island",
+        " in",
+        " spring",
+        ".",
+    ]
+    words *= 4
+    kls = [None, 0.02, 0.15, 4.2, 0.5, 0.04, 1.4, 0.3]
+    tokens = [
+        {
+            "text": word,
+            "kl": kls[place % len(kls)],
+            "dense": [[word, 0.61], [" a", 0.2], ["\n", 0.04]],
+            "model": [[" the", 0.4], [word, 0.22], [' "', 0.1]],
+        }
+        for place, word in enumerate(words)
+    ]
+    scored = [token["kl"] for token in tokens if token["kl"] is not None]
+    return {"corpus": corpus, "kl": sum(scored) / len(scored), "before": "Long ago,\n", "tokens": tokens}
 
 
 def with_shares(times: dict[str, float]) -> dict[str, dict[str, float]]:

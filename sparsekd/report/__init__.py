@@ -28,11 +28,12 @@ def write_report(
     from sparsekd.report.card import model_card
     from sparsekd.report.page import page
     from sparsekd.report.plots import draw_all
+    from sparsekd.report.spread_picture import draw_reliability
 
     inputs = ReportInputs.read(artifacts)
     summary = summarise(inputs, name, limits)
     divergence = inputs.settings.get("distill", {}).get("divergence", "forward_kl")
-    pictures = draw_all(summary, inputs.curve, inputs.layers, out, divergence)
+    pictures = draw_all(summary, inputs.curve, inputs.layers, out, divergence) | draw_reliability(inputs, out)
     (out / "summary.json").write_text(summary.to_json())
     (out / "metrics.json").write_text(json.dumps(metrics(summary), indent=2) + "\n")
     (out / "index.html").write_text(page(summary, inputs, pictures))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, Valida
 from sparsekd.artifacts import Artifact
 from sparsekd.errors import ArtifactError
 from sparsekd.report.samples import Scores, read_scores
+from sparsekd.report.spread import Tokens
 from sparsekd.report.summary import VARIANTS, Interval, Parameters, Reduction, Source
 
 Columns = dict[str, NDArray[np.float64]]
@@ -157,6 +158,7 @@ class VariantInputs:
     prompts: list[PromptFile] = field(default_factory=list)
     scores: dict[str, Scores] = field(default_factory=dict)
     validation: Validation = Validation()
+    tokens: Tokens = field(default_factory=Tokens)
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,8 @@ def _read_variant(directory: Path) -> VariantInputs:
     documents = _json(dict[str, Documents], directory / "documents.json", {})
     prompts = _json(list[PromptFile], directory / "prompts.json", [])
     scores = _scores(directory, evaluation.tasks)
-    return VariantInputs(evaluation, documents, prompts, scores, _read_validation(directory / "validation"))
+    tokens = _json(Tokens, directory / "tokens.json", {})
+    return VariantInputs(evaluation, documents, prompts, scores, _read_validation(directory / "validation"), tokens)
 
 
 def _read_validation(directory: Path) -> Validation:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsekd.report import formatting as f
-from sparsekd.report.details import detail_tables
+from sparsekd.report.details import Table, detail_tables
 from sparsekd.report.drawing import Picture
 from sparsekd.report.inputs import ReportInputs
 from sparsekd.report.rendering import template
 from sparsekd.report.settings import as_text, pruning, resolved
+from sparsekd.report.spread import divergence_rows
 from sparsekd.report.statistics import RESAMPLES
 from sparsekd.report.summary import Summary
 from sparsekd.report.table import comparison
@@ -34,7 +35,8 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
         sentences=sentences,
         groups=comparison(summary),
         pictures=pictures,
-        tables=detail_tables(summary),
+        tables=detail_tables(summary) | spread_tables(inputs),
+        passages=inputs.variants["distilled"].tokens.passages,
         answers=answers(inputs),
         settings=as_text(inputs.settings, config),
         versions=inputs.versions,
@@ -46,6 +48,23 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
         resamples=RESAMPLES,
         f=f,
     )
+
+
+def spread_tables(inputs: ReportInputs) -> dict[str, Table]:
+    """How confidence and divergence spread over test tokens; what was not measured has no table."""
+    tables = {}
+    if rows := divergence_rows(inputs.variants["distilled"].tokens.divergence):
+        caption = "Distilled: test tokens by KL, and their share of all of it"
+        columns = ("KL in nats", "Tokens", "Divergence")
+        tables["spread"] = Table(caption, columns, tuple(rows))
+    found = {name: variant.tokens.reliability for name, variant in inputs.variants.items()}
+    if corpora := list(found["distilled"]):
+        caption = "Expected calibration error by corpus, in percentage points"
+        errors = [[found[name].get(corpus) for name in found] for corpus in corpora]
+        cells = [[f.NOTHING if e is None else f"{100 * e.error:.1f}" for e in row] for row in errors]
+        rows_ = tuple((corpus, *row) for corpus, row in zip(corpora, cells, strict=True))
+        tables["calibration"] = Table(caption, ("Corpus", *found), rows_)
+    return tables
 
 
 def answers(inputs: ReportInputs) -> list[Answers]:

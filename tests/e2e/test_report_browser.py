@@ -83,7 +83,7 @@ def test_nothing_sticks_out_and_every_picture_shows(browser, page, width, scheme
         "return [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect())"
         ".map(b => [b.left, b.right, b.width, b.height])"
     )
-    assert len(boxes) == 7
+    assert len(boxes) == 8
     assert all(left >= 0 and right <= there and w > 250 and h > 80 for left, right, w, h in boxes)
 
 
@@ -119,3 +119,20 @@ def test_text_in_pictures_is_legible_on_a_phone(browser, page):
         " return Math.min(...sizes) * scale})"
     )
     assert min(sizes) >= 9.5
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_coloured_word_tells_by_keyboard_what_was_expected(browser, page, width):
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, page, width)
+    browser.find_element("css selector", "details.passage summary").send_keys(Keys.TAB)
+    word = browser.switch_to.active_element
+    assert word.get_attribute("class").startswith("token")
+    tips = [tip for tip in browser.find_elements("css selector", ".tip") if tip.is_displayed()]
+    assert [tip.text for tip in tips] == [word.get_attribute("aria-label")]
+    box = tips[0].rect
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    word.send_keys(Keys.TAB)
+    assert not tips[0].is_displayed()
