@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +138,35 @@ def test_a_coloured_word_tells_by_keyboard_what_was_expected(browser, page, widt
     assert box["x"] + box["width"] <= width
     word.send_keys(Keys.TAB)
     assert not tips[0].is_displayed()
+
+
+@pytest.fixture(scope="module")
+def axe():
+    package = find_spec("axe_playwright_python")  # for the script that it carries: selenium runs it
+    if package is None:
+        pytest.skip("needs axe-core: pip install -r requirements.lock")
+    return (Path(package.origin).parent / "axe.min.js").read_text()
+
+
+def barriers(browser, axe):
+    """What axe finds in the page as it stands: rule, and the first element that breaks it."""
+    browser.execute_script(axe)
+    return browser.execute_async_script(
+        "const done = arguments[0];"
+        "axe.run().then(r => done(r.violations.map(v => [v.id, v.nodes[0].html, v.nodes[0].failureSummary])))"
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(browser, page, axe, width, scheme):
+    show(browser, page, width, scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert barriers(browser, axe) == []
+
+
+def test_axe_does_find_barriers(browser, page, axe):
+    show(browser, page)
+    browser.execute_script("document.querySelector('figure [role=img]').removeAttribute('aria-label')")
+    browser.execute_script("document.querySelector('.intro').style.color = 'var(--grid)'")
+    assert {rule for rule, *_ in barriers(browser, axe)} == {"role-img-alt", "color-contrast"}
