@@ -1,4 +1,4 @@
-"""index.html: one file that opens offline, in light and dark, wide and narrow, without a script."""
+"""index.html: one file that opens offline, in light and dark, wide and narrow. Its one script sorts tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sparsekd.report import formatting as f
 from sparsekd.report.details import Table, detail_tables
 from sparsekd.report.drawing import Picture
 from sparsekd.report.inputs import ReportInputs
-from sparsekd.report.rendering import template
+from sparsekd.report.rendering import script, template
 from sparsekd.report.settings import as_text, pruning, resolved
 from sparsekd.report.spread import divergence_rows
 from sparsekd.report.statistics import RESAMPLES
@@ -29,6 +29,7 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
     """The page's HTML. Everything that came from models, texts or files is escaped."""
     headline, *sentences = verdict(summary)
     config = resolved(inputs.settings)
+    sort, sort_hash = script("sort.js")
     return template("index.html.jinja", autoescape=True).render(
         summary=summary,
         headline=headline,
@@ -46,6 +47,8 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
         training=training(inputs),
         pruning=pruning(config),
         resamples=RESAMPLES,
+        sort=sort,
+        sort_hash=sort_hash,
         f=f,
     )
 

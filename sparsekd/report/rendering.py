@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -21,6 +23,12 @@ def template(name: str, autoescape: bool) -> Template:
     )
     environment.filters["keep"] = keep_percents
     return environment.get_template(name)
+
+
+def script(name: str) -> tuple[str, str]:
+    """The script of that name in templates/, and its hash as a content security policy wants it: no other may run."""
+    text = (_FOLDER / name).read_text()
+    return text, f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
 def keep_percents(text: str) -> str:

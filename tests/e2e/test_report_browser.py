@@ -170,3 +170,34 @@ def test_axe_does_find_barriers(browser, page, axe):
     browser.execute_script("document.querySelector('figure [role=img]').removeAttribute('aria-label')")
     browser.execute_script("document.querySelector('.intro').style.color = 'var(--grid)'")
     assert {rule for rule, *_ in barriers(browser, axe)} == {"role-img-alt", "color-contrast"}
+
+
+def test_tables_sort_by_click_and_by_keyboard(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, page)
+    table = "[aria-label^='Distilled: test tokens'] table"
+    heading = browser.find_elements("css selector", f"{table} th .sort")[1]
+
+    def shares():
+        cells = browser.find_elements("css selector", f"{table} tbody tr td:nth-child(2)")
+        return [float(cell.text.removesuffix(" %")) for cell in cells]
+
+    measured = shares()
+    assert measured != sorted(measured)
+    # the page scrolls smoothly, and a click would come while it moves
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", heading)
+    heading.click()
+    assert shares() == sorted(measured)
+    heading.send_keys(Keys.ENTER)
+    assert shares() == sorted(measured, reverse=True)
+    sorts = [th.get_attribute("aria-sort") for th in browser.find_elements("css selector", f"{table} thead th")]
+    assert sorts == [None, "descending", None]
+
+
+def test_no_other_script_runs(browser, page):
+    show(browser, page)
+    browser.execute_script(
+        "const s = document.createElement('script'); s.text = 'window.run = 1'; document.body.append(s)"
+    )
+    assert browser.execute_script("return window.run") is None
