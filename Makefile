@@ -53,8 +53,10 @@ format: setup  ## format the code and mend what the linter can
 
 setup: $(VENV)/.ready
 
-# The stamp is newer than lock and project file, or the environment is brought up to date
-$(VENV)/.ready: requirements.lock pyproject.toml
+# The stamp is newer than locks and project file, or the environment is brought up to date. What exports are written and
+# checked with lies beside its packages, not among them: it brings another gguf, and requirements.lock is an input of every
+# stage. There are no wheels of llama.cpp for a few platforms; all but exports works there
+$(VENV)/.ready: requirements.lock sparsekd/export/requirements.lock pyproject.toml
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || rm -rf $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("sparsekd needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Run make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -62,6 +64,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm -rf $(VENV)/share/sparsekd/export
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --target $(VENV)/share/sparsekd/export -r sparsekd/export/requirements.lock || echo "sparsekd export cannot be used here: llama.cpp was not installed" >&2
 	@$(BIN)/python -m pip check
 	@touch $@
 

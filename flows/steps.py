@@ -17,9 +17,11 @@ from flows.estimate import compressed
 from sparsekd.config import Model, RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.evaluation.packaged_tasks import check_tasks
+from sparsekd.export.formats import check_types
+from sparsekd.export.tools import llama_library
 from sparsekd.pruning.budget import describe_reduction
 from sparsekd.runtime import prepare_process
-from sparsekd.sources import model_config, resolve_text
+from sparsekd.sources import local_checkpoint, model_config, resolve_text
 from tasks.quick import importing
 
 
@@ -102,6 +104,25 @@ def generate(directory: str, prompt: str, max_new_tokens: int, options: Options)
 
         answer = api.generate(directory, prompt, max_new_tokens, config=config)
     print(answer)
+
+
+def export(directory: str, form: str, types: str, out: Path) -> None:
+    """`sparsekd export`."""
+    if form != "gguf":
+        raise ConfigError(f"--format is {form!r}; gguf is what there is.")
+    check_out(out)
+    wanted = [name.strip() for name in types.split(",")]
+    values = model_config(directory)
+    preflight.check_layout(directory, values)
+    check_types(wanted, values)
+    llama_library()
+    Options().config()
+    with working("export") as progress:
+        with importing():
+            from sparsekd.export import export_gguf
+
+        result = export_gguf(local_checkpoint(directory)[0], out, wanted, progress=progress)
+    _report(result, out)
 
 
 @contextlib.contextmanager

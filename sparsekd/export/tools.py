@@ -1,0 +1,37 @@
+"""Where llama.cpp and its converter are installed: beside the environment's packages, not among them.
+
+The converter brings a `gguf` of its own, and requirements.lock is an input of every stage.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sparsekd.errors import ExportError
+
+FOLDER = Path("share", "sparsekd", "export")
+
+
+def tools() -> Path:
+    """The folder to import the converter from. Raises ExportError where it was not installed."""
+    folder = Path(sys.prefix) / FOLDER
+    if not (folder / "convert_hf_to_gguf.py").is_file():
+        raise ExportError(
+            f"llama.cpp's converter is not in {folder}; `make setup` puts it there (sparsekd/export/requirements.lock)."
+        )
+    return folder
+
+
+def llama_library() -> Path:
+    """llama.cpp as a shared library. Raises ExportError where it was not installed."""
+    found = sorted((tools() / "xllamacpp").glob("xllamacpp*.so"))
+    if not found:
+        raise ExportError(f"llama.cpp is not in {tools()}: there is no wheel of xllamacpp for this platform.")
+    return found[0]
+
+
+def versions() -> dict[str, str]:
+    """Package to version, of what is installed there."""
+    names = (folder.name.removesuffix(".dist-info").rsplit("-", 1) for folder in tools().glob("*.dist-info"))
+    return {name.replace("_", "-"): version for name, version in sorted(names)}
