@@ -37,3 +37,7 @@ class StageError(SparseKDError):
 
 class ExportError(SparseKDError):
     """A checkpoint cannot be written in a runtime's format, or the runtime computes something else with it."""
+
+
+class NotExportableError(ExportError):
+    """The runtime, or its converter, does not take this layout or tokenizer, or is not installed."""

@@ -41,6 +41,11 @@ GGUF_TYPES: Mapping[str, GgufType] = {
 }
 
 
+def gguf_types(formats: Sequence[str]) -> list[str]:
+    """The types of the GGUF files among the values of `export.formats`."""
+    return [name.removeprefix("gguf-") for name in formats if name.startswith("gguf-")]
+
+
 def check_types(types: Sequence[str], config: Mapping[str, Any]) -> None:
     """Raise ExportError where a type is unknown or its blocks do not fit the rows of the model with this config.json.
 
@@ -55,8 +60,8 @@ def check_types(types: Sequence[str], config: Mapping[str, Any]) -> None:
         block = GGUF_TYPES[name].block
         for field, size in sizes.items():
             if size % block:
-                advice = "Set prune.multiple_of to 32 and prune again, or take f16."
+                advice = "Set prune.multiple_of to 32, or" if field == family.width else "So"
                 raise ExportError(
-                    f"{field} is {size}, and {name} needs rows divisible by {block}. "
-                    + (advice if field == family.width else "Take f16.")
+                    f"{field} is {size}, and {name} needs rows divisible by {block}. {advice} leave {name} out: f16 "
+                    "always fits."
                 )

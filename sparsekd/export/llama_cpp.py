@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsekd.errors import ExportError
+from sparsekd.errors import ExportError, NotExportableError
 from sparsekd.export.tools import llama_library
 
 
@@ -90,7 +90,7 @@ def _library() -> Any:
     try:
         library = ctypes.CDLL(str(llama_library()))
     except OSError as error:
-        raise ExportError(f"llama.cpp does not load on this machine: {error}") from None
+        raise NotExportableError(f"llama.cpp does not load on this machine: {error}") from None
     for name, (result, *arguments) in _FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -8,26 +8,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sparsekd.errors import ExportError
+from sparsekd.errors import NotExportableError
 
 FOLDER = Path("share", "sparsekd", "export")
 
 
 def tools() -> Path:
-    """The folder to import the converter from. Raises ExportError where it was not installed."""
+    """The folder to import the converter from. Raises NotExportableError where it was not installed."""
     folder = Path(sys.prefix) / FOLDER
     if not (folder / "convert_hf_to_gguf.py").is_file():
-        raise ExportError(
+        raise NotExportableError(
             f"llama.cpp's converter is not in {folder}; `make setup` puts it there (sparsekd/export/requirements.lock)."
         )
     return folder
 
 
 def llama_library() -> Path:
-    """llama.cpp as a shared library. Raises ExportError where it was not installed."""
+    """llama.cpp as a shared library. Raises NotExportableError where it was not installed."""
     found = sorted((tools() / "xllamacpp").glob("xllamacpp*.so"))
     if not found:
-        raise ExportError(f"llama.cpp is not in {tools()}: there is no wheel of xllamacpp for this platform.")
+        raise NotExportableError(f"llama.cpp is not in {tools()}: there is no wheel of xllamacpp for this platform.")
     return found[0]
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mlflow/README.md")]
 DOCS += sorted((ROOT / "docs").glob("*.md"))
 CODE = [file for folder in ("sparsekd", "tasks", "flows") for file in sorted((ROOT / folder).rglob("*.py"))]
-NO_SETTINGS = {"model.name", "model.version", "benchmark.json"}
+NO_SETTINGS = {"model.name", "model.version", "benchmark.json", "export.json"}
 """Fields of summary.json, tags in MLflow and files that look like settings of params.yaml."""
 
 every_document = pytest.mark.parametrize("file", DOCS, ids=lambda file: file.relative_to(ROOT).as_posix())
