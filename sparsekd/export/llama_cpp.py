@@ -80,6 +80,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # name: result, arguments
     "llama_get_logits_ith": (POINTER(c_float), c_void_p, c_int32),
     "llama_get_memory": (c_void_p, c_void_p),
     "llama_memory_clear": (None, c_void_p, c_bool),
+    "llama_memory_seq_rm": (c_bool, c_void_p, c_int32, c_int32, c_int32),
     "llama_free": (None, c_void_p),
     "llama_model_free": (None, c_void_p),
 }
@@ -147,6 +148,11 @@ class LlamaCpp:
         """Forget what was read."""
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
         self._done = 0
+
+    def keep(self, count: int) -> None:
+        """Forget what was read after the first `count` tokens."""
+        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), 0, count, -1)
+        self._done = count
 
     def read(self, tokens: Sequence[int], every: bool = False) -> Float[Tensor, "tokens vocab"]:
         """Go on with `tokens` after what was read, and give the logits after the last of them, or after every one.

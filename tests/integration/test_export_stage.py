@@ -11,21 +11,9 @@ import pytest
 import yaml
 
 from sparsekd.artifacts import Artifact, writing
-from sparsekd.errors import ExportError
-from sparsekd.export.tools import llama_library
+from tests.llama import with_llama_cpp
 from tests.tiny_checkout import HOUSE, environment
 from tests.tiny_models import make_tokenizer, write_model
-
-
-def _missing() -> str | None:
-    try:
-        llama_library()
-    except ExportError as error:
-        return str(error)
-    return None
-
-
-REASON = _missing()
 
 
 @pytest.fixture
@@ -50,7 +38,7 @@ def run(root: Path, formats: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@with_llama_cpp
 def test_the_files_are_written_and_named_in_the_manifest(checkout: Path) -> None:
     done = run(checkout, ["gguf-f16", "gguf-q8_0"])
     assert done.returncode == 0, done.stderr
@@ -65,7 +53,7 @@ def test_the_files_are_written_and_named_in_the_manifest(checkout: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@with_llama_cpp
 def test_a_layout_that_the_converter_lacks_is_a_warning(checkout: Path) -> None:
     _distilled(checkout, "phi3")  # of which it wants a tokenizer.model
     done = run(checkout, ["gguf-f16"])

@@ -17,21 +17,9 @@ from sparsekd.export import run as exporting
 from sparsekd.export.check import Comparison, compare, reference, verdict
 from sparsekd.export.formats import GGUF_TYPES, check_types
 from sparsekd.export.llama_cpp import LlamaCpp
-from sparsekd.export.tools import llama_library
 from sparsekd.export.write import write_gguf
 from sparsekd.models import load_model, read_config
-
-
-def _missing() -> str | None:
-    try:
-        llama_library()
-    except ExportError as error:
-        return str(error)
-    return None
-
-
-REASON = _missing()
-with_llama_cpp = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+from tests.llama import with_llama_cpp
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +67,12 @@ def test_logits_after_a_token_do_not_depend_on_how_many_are_read_at_once(checkpo
         one_by_one = torch.cat([runtime.read([token]) for token in tokens])
         with pytest.raises(ExportError, match="do not fit a context of 32"):
             runtime.read(tokens)
+        runtime.keep(10)
+        again = runtime.read(tokens[10:], every=True)
     with torch.inference_mode():
         expected = load_model(checkpoint)(input_ids=torch.tensor([tokens])).logits[0]
     torch.testing.assert_close(together, one_by_one, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, together[10:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together, expected, atol=1e-3, rtol=1e-3)
 
 
