@@ -11,7 +11,7 @@ ARGS ?=
 TEST := -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress test check audit docs ui format lock clean
+.PHONY: help setup compress test check audit docs onnx ui format lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ audit: setup  ## known vulnerabilities of the locked packages (asks an index of 
 docs: setup build/docs/.ready  ## the documentation as a site, build/site/index.html; it opens offline
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/docs $(BIN)/python -m mkdocs build --quiet --strict
 	@! grep -rnoE '(src|<link[^>]* href)="(https?:)?//[^"]*' build/site --include='*.html' || { echo "pages would fetch these from elsewhere" >&2; exit 1; }
+
+onnx: setup  ## what `sparsekd export --format onnx` writes and checks with (60 MB)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes --only-binary :all: --target $(VENV)/share/sparsekd/onnx -r sparsekd/export/onnx.lock
 
 # Beside .venv, not in it: requirements.lock is an input of every stage, and tools for pages must not change it
 build/docs/.ready: docs/site/requirements.lock $(VENV)/.ready

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsekd.export.run import export_gguf
+    from sparsekd.export.run import export_gguf, export_onnx
 
-__all__ = ["export_gguf"]
+__all__ = ["export_gguf", "export_onnx"]
 
 
 def __getattr__(name: str) -> Any:

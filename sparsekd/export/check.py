@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsekd.decoding import greedy, prompt_ids, stop_tokens
 from sparsekd.distillation.losses import kl_divergence
 from sparsekd.errors import ExportError
-from sparsekd.export.formats import GGUF_TYPES, Bounds
+from sparsekd.export.formats import Bounds
 from sparsekd.export.llama_cpp import LlamaCpp
 from sparsekd.export.passages import PASSAGES
 from sparsekd.models import load_model, load_tokenizer
@@ -96,6 +96,16 @@ def compare(file: Path, checkpoint: Path, expected: Reference) -> Comparison:
             runtime.reset()
             found.append(runtime.read(ids, every=True))
         answer = runtime.greedy(expected.question, len(expected.answer))
+    return comparison(found, answer, tokenizer, expected)
+
+
+def comparison(
+    found: Sequence[Float[Tensor, "tokens vocab"]],
+    answer: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    expected: Reference,
+) -> Comparison:
+    """Of a runtime's logits on PASSAGES and its greedy answer to QUESTION."""
     scores = [_scores(*pair) for pair in zip(expected.logits, found, expected.tokens, strict=True)]
     difference, kl, nll, own = (torch.cat(column) for column in zip(*scores, strict=True))
     same = _shared(answer, expected.answer)
@@ -105,7 +115,7 @@ def compare(file: Path, checkpoint: Path, expected: Reference) -> Comparison:
         perplexity=math.exp(float(nll.mean())),
         checkpoint_perplexity=math.exp(float(own.mean())),
         tokens=len(kl),
-        text=str(tokenizer.decode(answer, skip_special_tokens=True)).strip(),
+        text=str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip(),
         same_tokens=same,
         tie=float(expected.margins[same]) if same < len(answer) else 0.0,
     )
@@ -141,9 +151,8 @@ def _scores(
     return difference[:-1], kl_divergence(found[:-1], expected[:-1]), nll, own
 
 
-def verdict(found: Comparison, name: str) -> str | None:
-    """What is wrong with a file of type `name` that compares so, with the bound it exceeds; None if nothing is."""
-    bounds: Bounds = GGUF_TYPES[name].bounds
+def verdict(found: Comparison, bounds: Bounds) -> str | None:
+    """What is wrong with a file that compares so, with the bound it exceeds; None if nothing is."""
     growth = found.perplexity / found.checkpoint_perplexity - 1
     if bounds.difference is not None and not found.difference <= bounds.difference:
         return f"a log-probability differs by {found.difference:.3g} nats, and {bounds.difference:g} is allowed"

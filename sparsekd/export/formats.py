@@ -41,6 +41,10 @@ GGUF_TYPES: Mapping[str, GgufType] = {
 }
 
 
+ONNX_BOUNDS = Bounds(1e-3, 1e-6, 1e-4)
+"""Of an ONNX file, which holds float32."""
+
+
 def gguf_types(formats: Sequence[str]) -> list[str]:
     """The types of the GGUF files among the values of `export.formats`."""
     return [name.removeprefix("gguf-") for name in formats if name.startswith("gguf-")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 from sparsekd.artifacts import require_disk
 from sparsekd.errors import ExportError
 from sparsekd.export.check import Reference, compare, reference, verdict
-from sparsekd.export.formats import GGUF_TYPES, check_types
-from sparsekd.export.tools import llama_library, versions
+from sparsekd.export.formats import GGUF_TYPES, ONNX_BOUNDS, check_types
+from sparsekd.export.tools import llama_library, onnx_importable, onnx_tools, tools, versions
 from sparsekd.export.write import write_gguf
 from sparsekd.families import parameters_from_config
 from sparsekd.models import read_config
@@ -44,25 +45,63 @@ def export_gguf(
     for done, name in enumerate(types, start=1):
         progress(done, len(types) + 1, name)
         files[f"model-{name}.gguf"] = _export(checkpoint, out / f"model-{name}.gguf", name, expected)
-    report = {"format": "gguf", "files": files, "tools": versions()}
-    (out / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    progress(len(types) + 1, len(types) + 1, "files")
-    return report
+    return _reported(out, "gguf", files, versions(tools()), progress)
+
+
+def export_onnx(checkpoint: str | Path, out: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
+    """Write the checkpoint directory as `model.onnx` in float32, its weights in `model.onnx.data`; export.json beside.
+
+    Tokens in, logits out, any batch and length, without a key-value cache. Returns what export.json holds. Raises
+    ExportError where torch cannot write the model, or ONNX Runtime computes something else with it: nothing is left in
+    `out` then.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    with onnx_importable():
+        from sparsekd.export.onnx_model import compare_onnx, write_onnx
+
+        weights = parameters_from_config(read_config(checkpoint))["total"]
+        require_disk(out, 4 * weights, f"{checkpoint} in float32 takes {4 * weights / 1e9:.1f} GB")
+        progress(0, 2, "files")
+        expected = reference(checkpoint)
+        with tempfile.TemporaryDirectory(dir=out, suffix=".partial") as folder:
+            write_onnx(checkpoint, Path(folder) / "model.onnx")
+            progress(1, 2, "files")
+            found = compare_onnx(Path(folder) / "model.onnx", checkpoint, expected)
+            _refuse_unlike("model.onnx", checkpoint, verdict(found, ONNX_BOUNDS))
+            files = {}
+            for file in sorted(Path(folder).iterdir()):
+                os.replace(file, out / file.name)
+                files[file.name] = {"bytes": (out / file.name).stat().st_size, "sha256": _sha256(out / file.name)}
+        files["model.onnx"] |= {"type": "f32", "compared": found.to_json(), "bounds": asdict(ONNX_BOUNDS)}
+        return _reported(out, "onnx", files, versions(onnx_tools()), progress)
 
 
 def _export(checkpoint: Path, file: Path, name: str, expected: Reference) -> dict[str, Any]:
     """One file, in place only when it holds; what it is and what was found."""
-    unchecked = file.with_name(file.name + ".partial")
+    unchecked, bounds = file.with_name(file.name + ".partial"), GGUF_TYPES[name].bounds
     try:
         write_gguf(checkpoint, unchecked, name)
         found = compare(unchecked, checkpoint, expected)
-        wrong = verdict(found, name)
-        if wrong is not None:
-            raise ExportError(f"{file.name} is not what {checkpoint} is: {wrong}. It was not kept.")
+        _refuse_unlike(file.name, checkpoint, verdict(found, bounds))
         os.replace(unchecked, file)
     finally:
         unchecked.unlink(missing_ok=True)
+    size, digest = file.stat().st_size, _sha256(file)
+    return {"type": name, "bytes": size, "sha256": digest, "compared": found.to_json(), "bounds": asdict(bounds)}
+
+
+def _refuse_unlike(name: str, checkpoint: Path, wrong: str | None) -> None:
+    if wrong is not None:
+        raise ExportError(f"{name} is not what {checkpoint} is: {wrong}. It was not kept.")
+
+
+def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    bounds = asdict(GGUF_TYPES[name].bounds)
-    return {"type": name, "bytes": file.stat().st_size, "sha256": digest, "compared": found.to_json(), "bounds": bounds}
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _reported(out: Path, form: str, files: dict[str, Any], tools: dict[str, str], progress: Progress) -> dict[str, Any]:
+    report = {"format": form, "files": files, "tools": tools}
+    (out / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    progress(1, 1, "files")
+    return report

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sparsekd.artifacts import Artifact, writing
-from tests.llama import with_llama_cpp
+from tests.runtimes import with_llama_cpp
 from tests.tiny_checkout import HOUSE, environment
 from tests.tiny_models import make_tokenizer, write_model
 

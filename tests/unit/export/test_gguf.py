@@ -19,7 +19,7 @@ from sparsekd.export.formats import GGUF_TYPES, check_types
 from sparsekd.export.llama_cpp import LlamaCpp
 from sparsekd.export.write import write_gguf
 from sparsekd.models import load_model, read_config
-from tests.llama import with_llama_cpp
+from tests.runtimes import with_llama_cpp
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_rows_must_fit_the_blocks(make_model: Callable[..., Path]) -> None:
 def test_each_bound_is_held(changes: dict[str, float], words: str | None) -> None:
     values = {"difference": 0.01, "kl": 1e-6, "perplexity": 20.0, "checkpoint_perplexity": 20.0, "tokens": 9}
     found = Comparison(**({**values, "text": "", "same_tokens": 24, "tie": 0.0} | changes))  # type: ignore[arg-type]
-    said = verdict(found, "f16")
+    said = verdict(found, GGUF_TYPES["f16"].bounds)
     if words is None:
         assert said is None
     else:

@@ -15,7 +15,7 @@ from benchmarks.quantise import Job, on_frontier
 from sparsekd.export.llama_cpp import LlamaCpp
 from sparsekd.export.write import write_gguf
 from sparsekd.models import load_model, load_tokenizer
-from tests.llama import with_llama_cpp
+from tests.runtimes import with_llama_cpp
 
 PAIRS = [
     ("the river", " and the"),
