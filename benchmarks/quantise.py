@@ -4,7 +4,7 @@
     python -m benchmarks.quantise --table            # from the committed results
 
 Bytes are the GGUF file's. KL to the dense checkpoint and perplexity are over the test text, from llama.cpp's logits;
-tasks are lm-eval's, from llama.cpp's log-likelihoods, on the rows of the run; tokens a second are the median of rounds
+tasks are lm-eval's, from llama.cpp's log-likelihoods; tokens a second are the median of rounds
 in which every file is timed in turn. GGUF files are kept in build/quantise.
 """
 
@@ -26,10 +26,12 @@ from sparsekd.config import Evaluate
 OUT = Path("benchmarks/results/quantise.jsonl")
 FILES = Path("build/quantise")
 CHECKPOINTS = {"dense": "raw/model", "ours": "distilled"}
-TYPES = ("f16", "q8_0", "q4_0")
+TYPES = ("q8_0", "q4_0", "f16")
 SPEED = "speed"
 ROUNDS, PREFILL, DECODE = 5, 512, 64
 CONTEXT = 2048
+TOKENS, ROWS = 4096, 100
+"""Test tokens of each corpus, and rows of each task."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    for model in CHECKPOINTS:
-        yield from (Job(model, name) for name in TYPES)
+    for name in TYPES:
+        yield from (Job(model, name) for model in CHECKPOINTS)
     yield Job(SPEED)
 
 
@@ -89,7 +91,8 @@ def test_text(runtime: Any, data: Path) -> dict[str, Any]:
     from sparsekd.evaluation.perplexity import DocumentSums, scored_units
 
     cache, found = TeacherCache.open(data / "teacher"), {}
-    for corpus, packed in CalibrationSet.load(data / "calibration").test.items():
+    for corpus, whole in CalibrationSet.load(data / "calibration").test.items():
+        packed = whole.head(TOKENS)
         nll, kl, top1 = [], [], []
         for row, (ids, scored) in enumerate(zip(packed.input_ids, packed.scored, strict=True)):
             if not bool(scored.any()):
@@ -118,7 +121,7 @@ def task_scores(runtime: Any, data: Path) -> dict[str, Any]:
     from sparsekd.evaluation import lm_eval_adapter
     from sparsekd.models import load_tokenizer
 
-    settings = Artifact.read(data / "evaluation" / "dense", verify=False).manifest.config["evaluate"]
+    settings = Artifact.read(data / "evaluation" / "dense", verify=False).manifest.config["evaluate"] | {"rows": ROWS}
     tokenizer = load_tokenizer(data / CHECKPOINTS["dense"])
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(lm_eval_adapter, "SharedContextLM", LlamaLM):
         done = lm_eval_adapter.run_tasks(
