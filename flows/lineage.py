@@ -20,6 +20,7 @@ from tasks.lineage.describe import describe
 from tasks.lineage.store import opened
 from tasks.lineage.trace import manifest_name, trace
 from tasks.lineage.verify import Verification, verify
+from tasks.tracking.record import EXPORT
 
 Rows = list[tuple[str, str]]
 _WIDTH = 12
@@ -94,6 +95,8 @@ def _blocks(values: dict[str, Any]) -> Iterator[tuple[str, Rows]]:
     yield "MLflow run", _run(values["mlflow_run"], values["mlflow"])
     yield "experiment and commit", _experiment(values["experiment"])
     yield "dvc.lock", _lock(values["dvc_lock"], values["mlflow_run"])
+    if values["exports"]:
+        yield "exports", [*values["exports"].items(), ("look further", _manifest(EXPORT))]
     yield "source model", _model(values["model"])
     yield "texts", _parts(values["texts"], TEXTS)
     yield "benchmarks", _parts(values["benchmarks"], BENCHMARKS)

@@ -14,6 +14,7 @@ from sparsekd.config import RunConfig, parse_config
 from sparsekd.distillation.processes import Machines, plan_processes
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
 from sparsekd.evaluation.packaged_tasks import check_tasks
+from sparsekd.export.formats import check_types, gguf_types
 from sparsekd.families import family_of, standard_config
 from sparsekd.sources import ResolvedModel, model_config, packaged_tasks, resolve_model, resolve_text
 from tasks.corpora import own_corpora
@@ -72,6 +73,7 @@ def dense_config(root: Path, config: RunConfig) -> dict[str, Any]:
 def check_settings(root: Path, config: RunConfig, model: dict[str, Any]) -> None:
     """Raise the first fault that configuration, model and machine show together."""
     check_model(config, model)
+    check_exports(config, model)
     include = config.evaluate.include_path
     check_tasks(config.evaluate.tasks, None if include is None else str(root / include), packaged_tasks())
     check_texts(config, root)
@@ -94,6 +96,12 @@ def check_model(config: RunConfig, model: dict[str, Any]) -> None:
             "benchmark.prefill_tokens + benchmark.decode_tokens": timed,
         },
     )
+
+
+def check_exports(config: RunConfig, model: dict[str, Any]) -> None:
+    """Raise ExportError where rows of the compressed model will not fit the blocks of a file that is to be written."""
+    _, width = widths(config, model)
+    check_types(gguf_types(config.export.formats), {**model, family_of(model).width: width, "intermediate_size": width})
 
 
 def check_sample(config: RunConfig, model: dict[str, Any]) -> None:

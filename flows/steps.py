@@ -17,9 +17,11 @@ from flows.estimate import compressed
 from sparsekd.config import Model, RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.evaluation.packaged_tasks import check_tasks
+from sparsekd.export.formats import check_types
+from sparsekd.export.tools import llama_library, onnx_tools
 from sparsekd.pruning.budget import describe_reduction
 from sparsekd.runtime import prepare_process
-from sparsekd.sources import model_config, resolve_text
+from sparsekd.sources import local_checkpoint, model_config, resolve_text
 from tasks.quick import importing
 
 
@@ -102,6 +104,34 @@ def generate(directory: str, prompt: str, max_new_tokens: int, options: Options)
 
         answer = api.generate(directory, prompt, max_new_tokens, config=config)
     print(answer)
+
+
+def export(directory: str, form: str, types: str | None, out: Path) -> None:
+    """`sparsekd export`."""
+    if form not in ("gguf", "onnx"):
+        raise ConfigError(f"--format is {form!r}; it must be gguf or onnx.")
+    if form == "onnx" and types not in (None, "f32"):
+        raise ConfigError(f"--type is {types}; an ONNX file holds float32. Leave --type out.")
+    check_out(out)
+    wanted = [name.strip() for name in (types or "f16,q8_0").split(",")]
+    values = model_config(directory)
+    preflight.check_layout(directory, values)
+    if form == "gguf":
+        check_types(wanted, values)
+        llama_library()
+    else:
+        onnx_tools()
+    Options().config()
+    with working("export") as progress:
+        with importing():
+            from sparsekd.export.run import export_gguf, export_onnx
+
+        checkpoint = local_checkpoint(directory)[0]
+        if form == "gguf":
+            result = export_gguf(checkpoint, out, wanted, progress=progress)
+        else:
+            result = export_onnx(checkpoint, out, progress=progress)
+    _report(result, out)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,7 +101,23 @@ def show_places(root: Path, console: Console) -> None:
     _print(console, f"checkpoint   {checkpoint}")
     _print(console, f"report       {root / 'data' / 'report' / 'index.html'}")
     _print(console, f'try it       sparsekd generate "{checkpoint}" --prompt "Why is the sky blue?"')
+    for line in elsewhere(root):
+        _print(console, line)
     _print(console, "look closer  `sparsekd serve` (or `make ui`) opens the Prefect and MLflow pages on 127.0.0.1")
+
+
+def elsewhere(root: Path) -> list[str]:
+    """Lines to copy, a runtime each: the checkpoint as it is, and the GGUF files that were checked."""
+    checkpoint = str(root / "data" / "distilled")
+    program = f"from transformers import pipeline as p; print(p('text-generation', {checkpoint!r})('The sky is'))"
+    files = sorted((root / "data" / "export").glob("*.gguf"))
+    lines = [("llama.cpp", ["llama-cli", "-m", str(file), "-p", "Why is the sky blue?"]) for file in files]
+    lines += [
+        ("vLLM", ["vllm", "serve", checkpoint]),
+        ("Transformers", ["python", "-c", program]),
+        ("lm-eval", ["lm_eval", "--model", "hf", "--model_args", f"pretrained={checkpoint}", "--tasks", "arc_easy"]),
+    ]
+    return [f"{name:<12} {shlex.join(command)}" for name, command in lines]
 
 
 def show_experiment(name: str, console: Console) -> None:

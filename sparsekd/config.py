@@ -20,6 +20,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
 SelectionName = Literal["svd", "energy", "mean_abs", "magnitude", "random"]
 Compensation = Literal["none", "one_shot", "sequential"]
+ExportFormat = Literal["gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0"]
 BUDGETS = ("width", "ffn_reduction", "non_embedding_reduction", "total_reduction", "parameters")
 """Keys of `prune` that say how much is kept. One is given; the others are null."""
 
@@ -306,6 +307,14 @@ class Gate(Section):
     minimum_rows: int = Field(100, ge=2, description="Fewer rows of a task are not enough evidence.")
 
 
+class Export(Section):
+    """The compressed model in the formats of other runtimes, each compared there with the checkpoint."""
+
+    formats: tuple[ExportFormat, ...] = Field(
+        ("gguf-f16", "gguf-q8_0"), description="Files to write: gguf is llama.cpp's. An empty list writes none."
+    )
+
+
 class Report(Section):
     """What the report shows beside the numbers."""
 
@@ -337,6 +346,7 @@ class RunConfig(Section):
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
     gate: Gate = Gate()
+    export: Export = Export()
     report: Report = Report()
 
     @model_validator(mode="after")

@@ -33,3 +33,11 @@ class TrainingError(SparseKDError):
 
 class StageError(SparseKDError):
     """A stage of the workflow failed, or its parameters or inputs changed while it ran."""
+
+
+class ExportError(SparseKDError):
+    """A checkpoint cannot be written in a runtime's format, or the runtime computes something else with it."""
+
+
+class NotExportableError(ExportError):
+    """The runtime, or its converter, does not take this layout or tokenizer, or is not installed."""

@@ -23,7 +23,7 @@ SETTINGS = [
     "calibrate.chat_tokens=4", "prune.width=0.5", "prune.multiple_of=8", "prune.statistics_tokens=512",
     "distill.compile=never", "distill.checkpoint_every=1", "distill.validate_every=50", "distill.validation_tokens=64",
     "evaluate.tasks=[]", "benchmark.rounds=1", "benchmark.prefill_tokens=8", "benchmark.decode_tokens=2",
-    "benchmark.openmp_wait=passive", "report.prompts=[the river]", "report.prompt_tokens=4",
+    "benchmark.openmp_wait=passive", "export.formats=[]", "report.prompts=[the river]", "report.prompt_tokens=4",
 ]  # fmt: skip
 _DOCUMENTS = 800
 

@@ -87,6 +87,9 @@ class Project:
             (out / "curve.csv").write_text(CURVE)
         elif stage == "prune":
             (out / "layers.csv").write_text("layer,error_before,error_after\n0,0.2,0.1\n")
+        elif stage == "export":
+            (out / "export.json").write_text('{"format": "gguf"}')
+            facts["exports"] = {"model-f16.gguf": "e" * 64}
         elif stage == "report":
             (out / "index.html").write_text("<html>")
             (out / "loss.png").write_bytes(b"png")

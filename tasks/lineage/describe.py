@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsekd.artifacts import Manifest
 from tasks.lineage.chain import BENCHMARKS, RAW_MODEL, REQUIREMENTS, TEXTS, Lineage
+from tasks.tracking.record import EXPORT
 
 
 def describe(chain: Lineage) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def describe(chain: Lineage) -> dict[str, Any]:
             "stages": list(chain.lock.stages),
         },
         "model": _model(chain),
+        "exports": _exports(chain),
         "texts": _parts(chain, TEXTS, "corpora"),
         "benchmarks": [*_parts(chain, BENCHMARKS, "benchmarks"), *_unfetched(chain)],
         "code": [entry for entry in code if entry["path"] != REQUIREMENTS],
@@ -101,6 +103,12 @@ def _model(chain: Lineage) -> dict[str, Any] | None:
         "files": {name: entry.sha256 for name, entry in manifest.files.items()},
         "path": RAW_MODEL,
     }
+
+
+def _exports(chain: Lineage) -> dict[str, str]:
+    """Each file that was made of the model for another runtime, with its sha256."""
+    manifest = chain.manifests.get(EXPORT)
+    return {} if manifest is None else dict(manifest.facts.get("exports") or {})
 
 
 def _parts(chain: Lineage, out: str, fact: str) -> list[dict[str, Any]]:

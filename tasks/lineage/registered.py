@@ -12,7 +12,7 @@ from tasks.lineage.chain import DISTILLED, REPORT, Lineage, TrackedRun, Version
 from tasks.lineage.hashing import Differs, Reader
 from tasks.lineage.store import Store
 from tasks.track import MODEL_TAG, VERSION_TAG
-from tasks.tracking.record import CARDS_AND_CURVES, model_sha256
+from tasks.tracking.record import CARDS_AND_CURVES, EXPORT_TAG, model_sha256
 from tasks.tracking.registry import LINEAGE
 
 LINK = "registry version"
@@ -80,7 +80,7 @@ def _check_none_was_named(chain: Lineage, notes: list[str]) -> None:
 
 
 def _check_tags(version: Version, maker: TrackedRun) -> None:
-    for key in LINEAGE:
+    for key in (*LINEAGE, *(tag for tag in maker.tags if tag.startswith(EXPORT_TAG))):
         recorded, found = maker.tags.get(key), version.tags.get(key)
         if recorded is not None and found is not None and recorded != found:
             raise Differs(

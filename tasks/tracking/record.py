@@ -29,12 +29,15 @@ from tasks.process import read_params, select
 from tasks.state import progress_path, read_json
 
 MODEL = "data/distilled"
+EXPORT = "data/export"
 CODE = ("sparsekd", "tasks", "flows", "presets", "dvc.yaml", "pyproject.toml", "requirements.lock")
 """What makes a commit "dirty". params.yaml and dvc.lock change with each run and are recorded by themselves."""
 HEADLINE = "compression"
 """The group of metrics.json: distilled against dense. It sorts before dense, distilled, pruned and all others."""
 EXPERIMENT_TAG = "dvc.experiment"
 GATE_TAG = "sparsekd.gate"
+EXPORT_TAG = "sparsekd.export."
+"""Begins the tags with the sha256 of each file for another runtime."""
 SWEEP_TAG, SWEEP_VARIABLE = "sparsekd.sweep.run", "SPARSEKD_SWEEP"
 """Marks a run that is one of many to choose from: what passes its gate is no champion yet."""
 CARDS_AND_CURVES = {"README.md", "curve.csv"}
@@ -125,6 +128,7 @@ def collect(
     ended = int(time.time() * 1000)
     model = _model(root, outputs[MODEL], summary)
     tags = _tags(root, summary, key, lock_hash, flow_run_id) | ({EXPERIMENT_TAG: name} if name else {})
+    tags |= {f"{EXPORT_TAG}{file}": digest for file, digest in outputs[EXPORT].facts.get("exports", {}).items()}
     return Record(
         id=hashlib.sha256(f"{key} {flow_run_id or ''}".encode()).hexdigest()[:16],
         key=key,
@@ -274,7 +278,12 @@ def _artifacts(root: Path, outputs: dict[str, Artifact]) -> dict[str, str]:
     """Path in MLflow → file: the report with its pictures, the curves, and what repeats the run."""
     files = {f"report/{name}": f"data/report/{name}" for name in outputs["data/report"].manifest.files}
     files |= {"curves/loss.csv": f"{MODEL}/curve.csv", "curves/layers.csv": "data/pruned/layers.csv"}
-    files |= {"params.yaml": "params.yaml", "dvc.lock": "dvc.lock", "dvc.yaml": "dvc.yaml"}
+    files |= {
+        "export.json": f"{EXPORT}/export.json",
+        "params.yaml": "params.yaml",
+        "dvc.lock": "dvc.lock",
+        "dvc.yaml": "dvc.yaml",
+    }
     for path in outputs:
         files[f"manifests/{path.removeprefix('data/').replace('/', '-')}.json"] = f"{path}/manifest.json"
     return {target: source for target, source in files.items() if (root / source).is_file()}

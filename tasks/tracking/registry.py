@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks.tracking.record import GATE_TAG, SWEEP_TAG, Record
+from tasks.tracking.record import EXPORT_TAG, GATE_TAG, SWEEP_TAG, Record
 from tasks.tracking.store import StoreError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def register(client: MlflowClient, run: Run, record: Record, folder: Path) -> Mo
             "Check out its commit, `dvc checkout`, and run `python -m tasks.track`."
         )
     _ensure_model(client, record.model.name)
-    tags = {key: record.tags[key] for key in LINEAGE if key in record.tags}
+    tags = {key: value for key, value in record.tags.items() if key in LINEAGE or key.startswith(EXPORT_TAG)}
     tags |= {SHA256_TAG: record.model.sha256} | {f"{name}.sha256": h for name, h in _weights(record)}
     return client.create_model_version(
         record.model.name, source, run_id=run.info.run_id, tags=tags, description=record.model.description or None

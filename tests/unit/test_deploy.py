@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from flows.deployments import TAG
+from sparsekd.export.tools import FOLDER
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -45,7 +46,12 @@ def test_the_environment_is_the_locks_and_torch_the_makefiles() -> None:
     [lock] = [command for command in commands if "requirements.lock" in command]
     assert "--no-deps --require-hashes -r requirements.lock" in lock
     installs = [command for command in commands if "pip install" in command]
-    assert ["${TORCH}" in command for command in installs] == [True, False, False], "first torch, which the lock lacks"
+    assert ["${TORCH}" in command for command in installs] == [True, *[False] * 3], "first torch, which the lock lacks"
+    folder = f"/{FOLDER.as_posix()}"
+    assert [folder in command for command in installs] == [False, False, True, False], (
+        "exports have packages of their own"
+    )
+    assert folder in (ROOT / "Makefile").read_text()
     arguments = dict(rest.partition("=")[::2] for word, rest in instructions() if word == "ARG")
     [pinned] = re.findall(r"^TORCH := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert arguments["TORCH"] == pinned

@@ -209,6 +209,7 @@ def test_a_version_predicts_as_a_python_function_and_ships_the_card(
     assert version.description == "# The card"
     assert version.run_id == result.run_id
     assert version.tags["model.safetensors.sha256"] == hash_file(project.weights)
+    assert version.tags["sparsekd.export.model-f16.gguf"] == "e" * 64
     folder = stored(project.database)
     assert (folder / "README.md").read_text().endswith("# The card\n")
     assert not (folder / "curve.csv").exists()

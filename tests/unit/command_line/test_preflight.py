@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from flows import machine, params, preflight
 from flows.estimate import Estimate, compressed, estimate
 from sparsekd.config import RunConfig, parse_config
-from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError, SparseKDError
+from sparsekd.errors import ConfigError, ExportError, ModelError, ResourceError, SourceError, SparseKDError
 from tasks.graph import read_graph
 from tests.tiny_models import tiny_config
 
@@ -256,3 +256,12 @@ def test_every_preset_passes_for_the_default_model(tmp_path: Path) -> None:
 
     for name in params.PRESETS:
         preflight.check_settings(tmp_path, params.load_preset(name), model_config("smollm2-135m-instruct-q4_1"))
+
+
+def test_a_width_that_an_export_cannot_take_is_refused_before_the_run() -> None:
+    narrow = config(prune={"width": 40})
+    preflight.check_model(narrow, DENSE)
+    assert "intermediate_size is 40, and q8_0 needs rows divisible by 32" in fault(
+        ExportError, preflight.check_exports, narrow, DENSE
+    )
+    preflight.check_exports(config(prune={"width": 40}, export={"formats": ["gguf-f16"]}), DENSE)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.summary import result_table, show_results
+from flows.summary import elsewhere, result_table, show_results
 from sparsekd.errors import ArtifactError
 from sparsekd.report import read_summary, write_report
 from tests.made_up_run import PROMPTS, MadeUpRun
@@ -70,6 +73,20 @@ def test_paths_and_next_steps_are_shown(finished: Path) -> None:
     assert f"checkpoint   {finished / 'data' / 'distilled'}\n" in text
     assert f"report       {finished / 'data' / 'report' / 'index.html'}\n" in text
     assert "sparsekd serve" in text
+
+
+def test_every_other_runtime_has_a_line_that_a_shell_takes(finished: Path) -> None:
+    root = finished.with_name("it's finished")
+    (root / "data/export").mkdir(parents=True)
+    (root / "data/export/model-q8_0.gguf").touch()
+    named = {line[:13].strip(): shlex.split(line[13:]) for line in elsewhere(root)}
+    assert named.keys() == {"llama.cpp", "vLLM", "Transformers", "lm-eval"}
+    assert str(root / "data/export/model-q8_0.gguf") in named["llama.cpp"]
+    assert named["vLLM"] == ["vllm", "serve", str(root / "data/distilled")]
+    compile(named["Transformers"][2], "line", "exec")
+    assert str(root / "data/distilled") in ast.literal_eval(re.search(r"p\((.*?)\)\(", named["Transformers"][2])[1])
+    assert f"pretrained={root / 'data/distilled'}" in named["lm-eval"]
+    assert f"vLLM         vllm serve {finished / 'data/distilled'}\n" in shown(finished)
 
 
 @pytest.mark.parametrize("width", [80, 110, 200])
