@@ -32,6 +32,7 @@ from sparsekd.config import (  # noqa: E402
     Calibrate,
     Distill,
     Evaluate,
+    Export,
     Gate,
     Model,
     Prune,
@@ -61,6 +62,7 @@ def compress(
     evaluate: Evaluate = _DEFAULTS.evaluate,
     benchmark: Benchmark = _DEFAULTS.benchmark,
     gate: Gate = _DEFAULTS.gate,
+    export: Export = _DEFAULTS.export,
     report: Report = _DEFAULTS.report,
     isolated: bool = False,
     at: str | None = None,
@@ -85,6 +87,7 @@ def compress(
         evaluate: What is measured of all three models.
         benchmark: How speed is measured.
         gate: Limits that a result must keep to become the champion.
+        export: The compressed model in the formats of other runtimes.
         report: What the report shows beside the numbers.
         isolated: Work in a workspace of its own, leave the checkout as it is, and end as a DVC experiment.
         at: The commit, tag or experiment that an isolated run starts from; by default the checkout as it stands.

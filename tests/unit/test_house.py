@@ -82,6 +82,13 @@ def test_params_yaml_has_every_setting_and_no_other() -> None:
     assert flat(values).keys() == set(all_keys())
 
 
+def test_the_flow_takes_every_section_of_the_settings() -> None:
+    tree = ast.parse((ROOT / "flows/compress.py").read_text())
+    flow = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "compress")
+    sections = [name for name in RunConfig.model_fields if name != "preset"]
+    assert [argument.arg for argument in flow.args.args][: len(sections)] == sections
+
+
 def test_dvc_tracks_only_settings_that_exist() -> None:
     known = set(all_keys()) | set(RunConfig.model_fields)
     for stage in GRAPH.values():
