@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run as this_run
 
+from flows import known
 from flows.result import result_page
 from flows.servers import served_mlflow
 from sparsekd.errors import ConfigError, StageError
@@ -41,11 +42,12 @@ def run_stages(root: Path, home: Path) -> tuple[dict[str, str], dict[str, float]
         StageState(name, "waiting").write(root)
     futures: dict[str, PrefectFuture[Any]] = {}
     try:
-        for name, spec in graph.items():
-            needed = [futures[other] for other in upstream(spec, graph)]
-            futures[name] = stage_task(spec).submit(name, run, wait_for=needed)
-        for future in futures.values():
-            future.wait()
+        with known.telling(root, home):
+            for name, spec in graph.items():
+                needed = [futures[other] for other in upstream(spec, graph)]
+                futures[name] = stage_task(spec).submit(name, run, wait_for=needed)
+            for future in futures.values():
+                future.wait()
         if remote is not None:
             remote.finish()
     except BaseException:  # Ctrl-C, SIGTERM, a cancellation: none of them may leave a stage at work
@@ -75,6 +77,7 @@ def show_and_track(root: Path, home: Path, seconds: dict[str, float], name: str 
     """Log the run to MLflow and show its table in Prefect, where there is a report. The MLflow run's id, if any."""
     if not (root / "data/report/summary.json").is_file():
         return None
+    known.remember(home, root, name)
     logged: TrackResult | None = _track(root, home, this_run.id, seconds, name)
     page = result_page(root, _links(root, home, logged, name))
     if page:

@@ -56,6 +56,11 @@ def progress_path(root: Path, stage: str) -> Path:
     return root / FOLDER / "progress" / f"{stage}.json"
 
 
+def context_path(root: Path) -> Path:
+    """`.sparsekd/context.json`: what the flow tells the report beside the run itself (sparsekd.report.Context)."""
+    return root / FOLDER / "context.json"
+
+
 def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
     """Replace `path` by `value` as JSON, so that no reader ever sees half of it. `mode` is less the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)

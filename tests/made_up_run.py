@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from sparsekd.artifacts import Artifact, Draft, writing
+from sparsekd.evaluation.intervals import Interval
+from sparsekd.evaluation.offers import Offer, PriceList
 
 VARIANTS = ("dense", "pruned", "distilled")
 LAYERS, HIDDEN, WIDTH, KEPT, VOCABULARY = 30, 576, 1536, 1152, 49152
@@ -155,6 +157,7 @@ class MadeUpRun:
             names = ["step", "tokens", "loss", "kl", "ce", "gradient_norm", "learning_rate"]
             names += ["validation_kl", "validation_ce"]
             write_csv(draft.path / "curve.csv", names, rows)
+            (draft.path / "model.safetensors").write_bytes(b"weights")
 
     def _evaluations(self) -> None:
         for variant in VARIANTS:
@@ -376,3 +379,23 @@ def write_json(path: Path, value: Any) -> None:
 def write_csv(path: Path, names: list[str], rows: list[list[Any]]) -> None:
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([names, *rows])
+
+
+def made_up_prices() -> PriceList:
+    """What a preview found."""
+    offers = (_offer(0.8, 0.1), _offer(0.5, 0.6))
+    return PriceList(model="dense", tokens=98304, held_out_tokens=8192, dense=_offer(1.0, 0.0), offers=offers)
+
+
+def _offer(share: float, kl: float) -> Offer:
+    at, total = Interval(value=kl, low=kl, high=kl), int(28e6 + 106e6 * share)
+    return Offer(
+        width=int(WIDTH * share),
+        share=share,
+        parameters={"total": total, "non_embedding": total - 28_000_000, "ffn": int(80e6 * share)},
+        reduction={"width": 1 - share, "ffn": 1 - share, "non_embedding": 1 - share, "total": 1 - total / TOTAL_DENSE},
+        bytes=2 * total,
+        kl={"wiki": at, "c4": at},
+        perplexity={"wiki": at, "c4": at},
+        speed_up={"prefill": 1.2, "decode": 1.1},
+    )

@@ -176,6 +176,8 @@ class ReportInputs:
     settings: dict[str, dict[str, Any]]
     versions: dict[str, str]
     warnings: list[str]
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
+    """sha256 of the checkpoints' files of weights, by variant."""
 
     @classmethod
     def read(cls, artifacts: Mapping[str, Artifact]) -> ReportInputs:
@@ -202,6 +204,7 @@ class ReportInputs:
             settings=_settings(artifacts),
             versions=dict(distilled.manifest.versions),
             warnings=_warnings(artifacts),
+            weights={name: _weights(found) for name, found in zip(VARIANTS, (model, pruned, distilled), strict=True)},
         )
 
 
@@ -216,6 +219,11 @@ def read_columns(path: Path) -> Columns:
         return {}
     except (ValueError, TypeError, OSError) as error:
         raise ArtifactError(f"{path} is no table of numbers ({error}); run the stage that makes it again.") from None
+
+
+def _weights(checkpoint: Artifact) -> dict[str, str]:
+    files = checkpoint.manifest.files.items()
+    return {name: entry.sha256 for name, entry in files if name.endswith(".safetensors")}
 
 
 def _source(model: Artifact) -> Source:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsekd.report import formatting as f
+from sparsekd.report.context import Context
 from sparsekd.report.details import Table, detail_tables
 from sparsekd.report.drawing import Picture
 from sparsekd.report.inputs import ReportInputs
+from sparsekd.report.others import among_others, price_table, results_table
+from sparsekd.report.provenance import cost_table, repeat
 from sparsekd.report.rendering import script, template
 from sparsekd.report.settings import as_text, pruning, resolved
 from sparsekd.report.spread import divergence_rows
@@ -25,7 +28,7 @@ class Answers:
     answers: dict[str, str | None]
 
 
-def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -> str:
+def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture], context: Context) -> str:
     """The page's HTML. Everything that came from models, texts or files is escaped."""
     headline, *sentences = verdict(summary)
     config = resolved(inputs.settings)
@@ -36,7 +39,7 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
         sentences=sentences,
         groups=comparison(summary),
         pictures=pictures,
-        tables=detail_tables(summary) | spread_tables(inputs),
+        tables=detail_tables(summary) | spread_tables(inputs) | context_tables(summary, context),
         passages=inputs.variants["distilled"].tokens.passages,
         answers=answers(inputs),
         settings=as_text(inputs.settings, config),
@@ -44,6 +47,9 @@ def page(summary: Summary, inputs: ReportInputs, pictures: dict[str, Picture]) -
         window=config.calibrate.sequence_length if config and "calibrate" in inputs.settings else None,
         command=inputs.variants["distilled"].evaluation.command,
         machine=machine(inputs),
+        commands=repeat(inputs.settings, config, context),
+        context=context,
+        weights=inputs.weights,
         training=training(inputs),
         pruning=pruning(config),
         resamples=RESAMPLES,
@@ -68,6 +74,14 @@ def spread_tables(inputs: ReportInputs) -> dict[str, Table]:
         rows_ = tuple((corpus, *row) for corpus, row in zip(corpora, cells, strict=True))
         tables["calibration"] = Table(caption, ("Corpus", *found), rows_)
     return tables
+
+
+def context_tables(summary: Summary, context: Context) -> dict[str, Table]:
+    """What is told beside the run itself."""
+    found = among_others(summary, context)
+    results = results_table(found, "Results of the project on the same test text") if found else None
+    tables = {"others": results, "prices": price_table(context), "cost": cost_table(context)}
+    return {name: table for name, table in tables.items() if table}
 
 
 def answers(inputs: ReportInputs) -> list[Answers]:

@@ -21,7 +21,7 @@ def drawing(found: PriceList) -> Drawing:
             axes.plot(sizes, [offer.kl[corpus].value for offer in offers], color=PRUNED, alpha=0.3, linewidth=1)
         axes.plot(sizes, [offer.mean_kl for offer in offers], "s-", color=PRUNED, markersize=5)
         for size, offer in zip(sizes, offers, strict=True):
-            axes.annotate(f"{offer.share:.0%}", (size, offer.mean_kl), (4, 5), textcoords="offset points", fontsize=8)
+            axes.annotate(f"{offer.share:.0%}", (size, offer.mean_kl), (4, 5), textcoords="offset points", fontsize=9.5)
         axes.set(xlabel="parameters", ylabel="KL to dense, nats", ylim=(0, None))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} M"))
         axes.margins(x=0.08)

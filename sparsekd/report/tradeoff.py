@@ -14,6 +14,9 @@ from sparsekd.report import formatting as f
 from sparsekd.report.drawing import DENSE, DISTILLED, INK, Drawing
 from sparsekd.report.summary import Interval, SpeedRatio, Summary, Variant
 
+_LONGEST = 24
+_LABELLED = 6
+"""Most results of which each gets its label."""
 _LOSSES = {"kl": "KL to dense, nats", "excess_loss": "loss over dense, nats"}
 
 
@@ -132,16 +135,20 @@ def _intervals(result: Result) -> dict[str, Any]:
     return {name: interval.model_dump() if interval else None for name, interval in named.items()}
 
 
-def picture(found: Sequence[Result]) -> Drawing | None:
-    """KL and loss against parameters and against measured speed; dominated results hollow. None below two points."""
+def picture(found: Sequence[Result], marked: str | None = None) -> Drawing | None:
+    """KL and loss against parameters and against measured speed; dominated results hollow. None below two points.
+
+    The result labelled `marked` gets a ring and its label in bold. Of many results only those that no other dominates
+    are labelled.
+    """
     measured = [result for result in found if result.kl is not None and result.excess_loss is not None]
     if len(measured) < 2:
         return None
 
     def draw(figure: Figure) -> None:
         for row, (quality, title) in zip(figure.subplots(2, 2), _LOSSES.items(), strict=True):
-            _against_parameters(row[0], measured, quality)
-            _against_speed(row[1], measured, quality)
+            _against_parameters(row[0], measured, quality, marked)
+            _against_speed(row[1], measured, quality, marked)
             row[0].set_title(title)
         figure.axes[2].set_xlabel("parameters")
         figure.axes[3].set_xlabel("speed against dense")
@@ -153,16 +160,22 @@ def picture(found: Sequence[Result]) -> Drawing | None:
     return Drawing("trade_off", "Quality against cost", alt, 5.2, draw)
 
 
-def _against_parameters(axes: Axes, found: Sequence[Result], quality: str) -> None:
+def _against_parameters(axes: Axes, found: Sequence[Result], quality: str, marked: str | None) -> None:
+    crowded = len(found) > _LABELLED
     for result in found:
-        value = getattr(result, quality)
-        _point(axes, result.parameters / 1e6, value, "D", DISTILLED, hollow=result.dominated_by is not None)
-        axes.annotate(result.label, (result.parameters / 1e6, value), (5, 5), textcoords="offset points", fontsize=8)
+        place, mine = (result.parameters / 1e6, getattr(result, quality)), result.label == marked
+        _point(axes, *place, "D", DISTILLED, hollow=result.dominated_by is not None)
+        if mine:
+            _ring(axes, *place)
+        if mine or not crowded or result.dominated_by is None:
+            weight = "bold" if mine else "normal"
+            label = axes.annotate(_short(result.label), place, (5, 5), textcoords="offset points", fontsize=9.5)
+            label.set(fontweight=weight, in_layout=False)  # a long name takes no room from the axes
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} M"))
     _frame(axes)
 
 
-def _against_speed(axes: Axes, found: Sequence[Result], quality: str) -> None:
+def _against_speed(axes: Axes, found: Sequence[Result], quality: str, marked: str | None) -> None:
     for phase, marker, colour in (("prefill", "o", DENSE), ("decode", "D", DISTILLED)):
         label: str | None = phase
         for result in found:
@@ -173,6 +186,8 @@ def _against_speed(axes: Axes, found: Sequence[Result], quality: str) -> None:
             if speed.low is not None and speed.high is not None:
                 axes.plot([speed.low, speed.high], [value, value], color=colour, linewidth=1.2)
             _point(axes, speed.value, value, marker, colour, result.dominated_by is not None, label)
+            if result.label == marked:
+                _ring(axes, speed.value, value)
             label = None
     axes.axvline(1.0, color=INK, linewidth=0.8, linestyle=":")
     medians = [speed.value for r in found for speed in (r.prefill, r.decode) if speed]
@@ -188,6 +203,15 @@ def _point(
 ) -> None:
     face = "none" if hollow else colour
     axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=5.5, linestyle="none", label=label)
+
+
+def _short(label: str) -> str:
+    """The end of a long name: what runs of one model differ in."""
+    return label if len(label) <= _LONGEST else f"…{label[1 - _LONGEST :]}"
+
+
+def _ring(axes: Axes, x: float, y: float) -> None:
+    axes.plot(x, y, "o", color=INK, markerfacecolor="none", markersize=12, markeredgewidth=1.2, linestyle="none")
 
 
 def _frame(axes: Axes) -> None:

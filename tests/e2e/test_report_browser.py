@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sparsekd.report import write_report
-from tests.made_up_run import MadeUpRun
+from sparsekd.report import Context, write_report
+from sparsekd.report.comparison import write_comparison
+from sparsekd.report.inputs import ReportInputs
+from sparsekd.report.summarise import summarise
+from tests.made_up_run import EXCESS, MadeUpRun, made_up_prices
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -39,12 +42,27 @@ def browser():
     driver.quit()
 
 
+def made_up(root, excess):
+    return summarise(ReportInputs.read(MadeUpRun(root, excess=EXCESS | {"distilled": excess}).write()))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    root = tmp_path_factory.mktemp("comparison")
+    results = {f"width {width}": made_up(root / str(width), 0.5 - width / 2) for width in (0.9, 0.75, 0.6)}
+    return write_comparison(results, root / "out").as_uri()
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     out = root / "out"
     out.mkdir()
-    write_report(MadeUpRun(root / "data").write(), out)
+    results = {f"width {width}": made_up(root / str(width), 0.5 - width / 2) for width in (0.9, 0.6)}
+    context = Context(
+        runs=results, prices=made_up_prices(), seconds={"fetch": None, "distill": 754.0}, commit="c0ffee0"
+    )
+    write_report(MadeUpRun(root / "data").write(), out, context=context)
     alone = root / "sent to a colleague"  # the file alone must do
     alone.mkdir()
     return (out / "index.html").rename(alone / "index.html").as_uri()
@@ -85,7 +103,7 @@ def test_nothing_sticks_out_and_every_picture_shows(browser, page, width, scheme
         "return [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect())"
         ".map(b => [b.left, b.right, b.width, b.height])"
     )
-    assert len(boxes) == 8
+    assert len(boxes) == 10
     assert all(left >= 0 and right <= there and w > 250 and h > 80 for left, right, w, h in boxes)
 
 
@@ -163,6 +181,19 @@ def test_axe_finds_no_barrier(browser, page, axe, width, scheme):
     show(browser, page, width, scheme)
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert barriers(browser, axe) == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_comparison_is_as_good_a_page(browser, comparison, axe, width):
+    show(browser, comparison, width)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    wide, there = browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= there
+    assert browser.find_elements("css selector", "th .sort")
+    assert barriers(browser, axe) == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def test_axe_does_find_barriers(browser, page, axe):
