@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from flows import cli_export, cli_preview, cli_report, cli_texts
+from flows import cli_export, cli_preview, cli_push, cli_report, cli_texts
 from flows.cli_options import (
     PRESET_NAMES,
     Device,
@@ -394,6 +394,7 @@ def gc(
 app.command(epilog=cli_preview.EXAMPLES)(cli_preview.preview)
 app.command(epilog=cli_export.EXAMPLES)(cli_export.export)
 app.command(epilog=cli_report.EXAMPLES)(cli_report.report)
+app.command(epilog=cli_push.EXAMPLES)(cli_push.push)
 app.add_typer(cli_texts.app, name="texts")
 
 

@@ -1,7 +1,8 @@
-"""A stand-in for the Hugging Face hub on 127.0.0.1: the few endpoints that its client asks for a model or data set."""
+"""A stand-in for the Hugging Face hub on 127.0.0.1: the few endpoints that its client asks, to read and to write."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -10,6 +11,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
+
+import yaml
+
+WRITER = "hf_writer"
+"""The token that may write."""
 
 
 @dataclass
@@ -27,6 +33,12 @@ class HubServer:
 
     repos: dict[str, Repo]
     requests: list[str] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were sent, by sha256; they are in no repository before a commit names them."""
+    created: dict[str, Any] = field(default_factory=dict)
+    """What was asked for with each repository that was made."""
+    failing: bool = False
+    """Whether uploads of large files fail."""
 
     def __enter__(self) -> HubServer:
         outer = self
@@ -62,8 +74,74 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer(body=True)
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self.path.partition("?")[0]
+        write = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit|branch)/(.+)", path)
+        batch = re.fullmatch(r"/([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", path)
+        if path == "/api/validate-yaml":
+            yaml.safe_load(json.loads(sent)["content"].split("---")[1])
+            self._json({"errors": [], "warnings": []})
+            return
+        if not (write or batch or path == "/api/repos/create"):
+            self._answer(body=True)
+            return
+        self.hub.requests.append(f"{self.command} {self.path}")
+        if self.headers.get("Authorization") != f"Bearer {WRITER}":
+            self._send(403, b'{"error": "this token may not write"}', {}, True)
+        elif batch:
+            self._json(self._batch(json.loads(sent)))
+        elif write and write[2] == "preupload":
+            modes = [self._mode(entry) for entry in json.loads(sent)["files"]]
+            self._json({"files": modes})
+        elif write and write[2] == "commit":
+            self._commit(write[1], [json.loads(line) for line in sent.splitlines()])
+        elif write:
+            self._json({})
+        else:
+            asked = json.loads(sent)
+            key = f"models/{asked['organization']}/{asked['name']}"
+            self.hub.created[key] = asked
+            self.hub.repos.setdefault(key, Repo("0" * 40, {}))
+            self._json({"url": f"{self.hub.endpoint}/{key.removeprefix('models/')}"})
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        digest = self.path.rpartition("/")[2]
+        if hashlib.sha256(data).hexdigest() != digest or self.hub.failing:
+            self._send(400, b"{}", {}, True)
+            return
+        self.hub.objects[digest] = data
+        self._send(200, b"", {"ETag": '"1"'}, True)
+
+    @staticmethod
+    def _mode(entry: dict[str, Any]) -> dict[str, Any]:
+        large = entry["path"].endswith((".safetensors", ".gguf"))
+        return {"path": entry["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+
+    def _batch(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Where each object goes; one that is here already needs no action."""
+        found = []
+        for entry in asked["objects"]:
+            answer = {"oid": entry["oid"], "size": entry["size"]}
+            if entry["oid"] not in self.hub.objects:
+                answer["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{entry['oid']}"}}
+            found.append(answer)
+        return {"transfer": "basic", "objects": found}
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        """All files of a commit at once, as the hub does it."""
+        repo = self.hub.repos[f"models/{name}"]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                repo.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                repo.files[value["path"]] = self.hub.objects[value["oid"]]
+        repo.commit = hashlib.sha1(repr(sorted(repo.files)).encode()).hexdigest()
+        self._json({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{repo.commit}", "commitOid": repo.commit})
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, True)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -68,9 +68,7 @@ def hub_errors(repo: str, revision: str | None, place: str) -> Iterator[None]:
 def _explain(error: BaseException, repo: str, revision: str | None, place: str) -> str:
     from huggingface_hub import errors
 
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
-        chain.append(inner)
+    chain = _chain(error)
 
     def met(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
@@ -89,8 +87,7 @@ def _explain(error: BaseException, repo: str, revision: str | None, place: str) 
         )
     if met(errors.RemoteEntryNotFoundError):
         return f"{place} is {repo!r}, which has no config.json at {revision}; it is no Transformers checkpoint."
-    unreachable = any(kind.__name__ == "TransportError" for link in chain for kind in type(link).__mro__)
-    if unreachable or met(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError):
+    if unreachable(error) or met(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
         return (
             f"{place} is {repo!r}, and the hub cannot be reached (offline?) while the download is not complete on this "
             "machine: go online, unset HF_HUB_OFFLINE, or name a directory, a file or a catalogue entry."
@@ -99,3 +96,18 @@ def _explain(error: BaseException, repo: str, revision: str | None, place: str) 
     if met(errors.HfHubHTTPError):
         return f"{place} is {repo!r}; the hub answered with {reason}. Try again later."
     return f"{place} is {repo!r}, which cannot be read: {reason}. Correct it, or name another source."
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether the network is to blame, whatever HTTP library the client uses."""
+    chain = _chain(error)
+    lost = any(isinstance(link, (ConnectionError, TimeoutError)) for link in chain)
+    return lost or any(kind.__name__ == "TransportError" for link in chain for kind in type(link).__mro__)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    return chain
