@@ -83,35 +83,13 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
 
 def test_text(runtime: Any, data: Path) -> dict[str, Any]:
     """Perplexity, and KL of the dense checkpoint to the file, each with its interval over documents, by corpus."""
-    import numpy as np
-    import torch
-
     from sparsekd.calibration.packing import CalibrationSet
-    from sparsekd.distillation.losses import cross_entropy, kl_divergence
     from sparsekd.distillation.teacher import TeacherCache
-    from sparsekd.evaluation.perplexity import DocumentSums, scored_units
+    from sparsekd.export.quality import closeness
 
-    cache, found = TeacherCache.open(data / "teacher"), {}
-    for corpus, whole in CalibrationSet.load(data / "calibration").test.items():
-        packed = whole.head(TOKENS)
-        nll, kl, top1 = [], [], []
-        for row, (ids, scored) in enumerate(zip(packed.input_ids, packed.scored, strict=True)):
-            if not bool(scored.any()):
-                continue
-            runtime.reset()
-            logits = runtime.read(ids.tolist(), every=True)[:-1][scored]
-            dense = cache.logits(cache.hidden(f"test-{corpus}", [row])[0, :-1][scored])
-            logits = logits[:, : dense.shape[1]]
-            nll.append(cross_entropy(logits, ids[1:][scored]))
-            kl.append(kl_divergence(logits, dense))
-            top1.append((logits.argmax(-1) == dense.argmax(-1)).float())
-        _, index = torch.unique(scored_units(packed), return_inverse=True)
-        columns = [np.bincount(index.numpy(), torch.cat(parts).double().numpy()) for parts in (nll, kl, top1)]
-        sums = DocumentSums(np.bincount(index.numpy()).astype(float), *columns)
-        agreement = sums.agreement(0)
-        assert agreement is not None
-        found[corpus] = {"perplexity": sums.perplexity(0).model_dump(), "kl": agreement["kl"].model_dump()}
-    return found
+    test = CalibrationSet.load(data / "calibration").test
+    found = closeness(runtime, test, TeacherCache.open(data / "teacher"), TOKENS)
+    return {corpus: {figure: found[figure][corpus] for figure in found} for corpus in test}
 
 
 def task_scores(runtime: Any, data: Path) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     )
     rows = ((config.evaluate.rows or 2000) + config.evaluate.validation_rows) * len(config.evaluate.tasks)
     prompts = len(config.report.prompts) * config.report.prompt_tokens
+    compared = 2 * len(config.export.compare) + 1  # files: of both models, and those that are written anyway
     timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens * (decode / forward)
     return {
         "fetch-model": 10 + made.dense_bytes / 1e7,
@@ -153,8 +154,12 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "evaluate": _START_SECONDS + 8 + forward * (2 * held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
-        "export": (_START_SECONDS + 400 * student * 3 if config.export.formats else 2)
-        + (2 * _START_SECONDS + made.pruned_bytes / 5e7) * len(config.export.formats),
+        "export": _START_SECONDS
+        + 1200 * student
+        + (2 * _START_SECONDS + made.pruned_bytes / 5e7) * len(config.export.formats)
+        + compared * (_START_SECONDS + made.dense_bytes / 5e7 + corpora * config.export.compare_tokens * forward)
+        if config.export.formats
+        else 2.0,
         "report": 10.0,
     }
 

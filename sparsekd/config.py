@@ -20,6 +20,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
 SelectionName = Literal["svd", "energy", "mean_abs", "magnitude", "random"]
 Compensation = Literal["none", "one_shot", "sequential"]
+QuantisedType = Literal["q8_0", "q4_0"]
 ExportFormat = Literal["gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0"]
 BUDGETS = ("width", "ffn_reduction", "non_embedding_reduction", "total_reduction", "parameters")
 """Keys of `prune` that say how much is kept. One is given; the others are null."""
@@ -313,6 +314,11 @@ class Export(Section):
     formats: tuple[ExportFormat, ...] = Field(
         ("gguf-f16", "gguf-q8_0"), description="Files to write: gguf is llama.cpp's. An empty list writes none."
     )
+    compare: tuple[QuantisedType, ...] = Field(
+        ("q8_0", "q4_0"),
+        description="Where files are written: also the dense model and this one in these types, on the test text.",
+    )
+    compare_tokens: int = Field(1024, ge=256, description="Test tokens of each corpus for that.")
 
 
 class Report(Section):

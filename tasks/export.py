@@ -1,5 +1,8 @@
 """Stage export: the distilled model for other runtimes, each file compared there with the checkpoint."""
 
+import json
+from pathlib import Path
+
 from tasks.process import Stage, run_stage
 from tasks.quick import importing
 
@@ -28,6 +31,38 @@ def export(stage: Stage) -> None:
     for name, entry in report["files"].items():
         found = entry["compared"]
         stage.say(f"{name}: {entry['bytes'] / 1e6:.0f} MB, KL to the checkpoint {found['kl']:.2g} nats a token")
+    if stage.config.export.compare:
+        _compare(stage, {entry["type"]: stage.out / name for name, entry in report["files"].items()})
+
+
+def _compare(stage: Stage, written: dict[str, Path]) -> None:
+    """quantised.json: the dense model and this one in llama.cpp, in the types of export.compare and those written."""
+    from sparsekd.calibration.packing import CalibrationSet
+    from sparsekd.distillation.teacher import TeacherCache
+    from sparsekd.errors import ExportError
+    from sparsekd.export.formats import check_types
+    from sparsekd.export.quality import QUALITY, quantised
+    from sparsekd.models import read_config
+
+    models = {"dense": stage.artifact("data/raw/model").path, "distilled": stage.artifact("data/distilled").path}
+    types = []
+    for name in stage.config.export.compare:
+        try:
+            for path in models.values():
+                check_types([name], read_config(path))
+            types.append(name)
+        except ExportError as error:
+            stage.warn(f"export.compare: {error}")
+    rows = quantised(
+        models,
+        types,
+        written,
+        CalibrationSet.load(stage.artifact("data/calibration").path).test,
+        TeacherCache.open(stage.artifact("data/teacher").path),
+        stage.config.export.compare_tokens,
+        stage.progress,
+    )
+    (stage.out / QUALITY).write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ TASKS = {  # n, n_total, chance, metric, share that dense answers rightly
     "sciq": (200, 1000, 0.25, "acc", 0.74),
     "winogrande": (200, 1267, 0.5, "acc", 0.515),
 }
+FILES = {  # bytes and KL to dense
+    ("dense", "q8_0"): (144_800_000, 0.004),
+    ("dense", "q4_0"): (91_700_000, 0.21),
+    ("distilled", "f16"): (231_000_000, 0.28),
+    ("distilled", "q8_0"): (124_000_000, 0.284),
+    ("distilled", "q4_0"): (79_000_000, 0.46),
+}
 PROMPTS = {
     "Explain in two sentences why the sky is blue.": (
         "The sky looks blue because air scatters short wavelengths of sunlight more strongly than long ones. Blue "
@@ -89,6 +96,7 @@ class MadeUpRun:
     warnings: tuple[str, ...] = ()
     excess: dict[str, float] = field(default_factory=lambda: dict(EXCESS))
     steps: int = 240
+    files: Mapping[tuple[str, str], tuple[int, float]] = field(default_factory=lambda: dict(FILES))
 
     def write(self) -> dict[str, Artifact]:
         """All artifacts, verified, by their name below data/."""
@@ -99,7 +107,9 @@ class MadeUpRun:
         self._evaluations()
         if self.rounds:
             self._benchmark()
-        names = ["raw/model", "raw/texts", "calibration", "pruned", "distilled", "benchmark"]
+        if self.files and self.corpora:
+            self._export()
+        names = ["raw/model", "raw/texts", "calibration", "pruned", "distilled", "benchmark", "export"]
         names += [f"evaluation/{name}" for name in VARIANTS]
         return {name: Artifact.read(self.root / name) for name in names if (self.root / name).exists()}
 
@@ -158,6 +168,15 @@ class MadeUpRun:
             names += ["validation_kl", "validation_ce"]
             write_csv(draft.path / "curve.csv", names, rows)
             (draft.path / "model.safetensors").write_bytes(b"weights")
+
+    def _export(self) -> None:
+        with writing(self.root / "export", "export", {"export": {"formats": ["gguf-f16"]}}, {}) as draft:
+            rows = []
+            for (model, kind), (size, kl) in self.files.items():
+                at = {"value": kl, "low": 0.9 * kl, "high": 1.1 * kl}
+                figures = {"kl": dict.fromkeys(self.corpora, at), "perplexity": dict.fromkeys(self.corpora, at)}
+                rows.append({"model": model, "type": kind, "bytes": size, **figures})
+            (draft.path / "quantised.json").write_text(json.dumps(rows))
 
     def _evaluations(self) -> None:
         for variant in VARIANTS:

@@ -35,6 +35,7 @@ def write_report(
     from sparsekd.report.others import draw_others
     from sparsekd.report.page import page
     from sparsekd.report.plots import draw_all
+    from sparsekd.report.quantised_picture import draw_quantised
     from sparsekd.report.spread_picture import draw_reliability
 
     inputs, context = ReportInputs.read(artifacts), context or Context()
@@ -43,6 +44,7 @@ def write_report(
     pictures = {
         **draw_all(summary, inputs.curve, inputs.layers, out, divergence),
         **draw_reliability(inputs, out),
+        **draw_quantised(summary, out),
         **draw_others(summary, context, out),
     }
     (out / "summary.json").write_text(summary.to_json())

@@ -34,6 +34,7 @@ def detail_tables(summary: Summary) -> dict[str, Table]:
         "speed": _speed_table(summary),
         "profile": _profile_table(summary),
         "gate": _gate_table(summary),
+        "quantised": _quantised_table(summary),
     }
     return {name: table for name, table in tables.items() if table}
 
@@ -178,3 +179,21 @@ def _gate_table(summary: Summary) -> Table | None:
     )
     columns = ("Limit, held against", "State", "Found", "Documents, rows or rounds")
     return Table("What validation says of the limits in gate", columns, rows) if rows else None
+
+
+def _quantised_table(summary: Summary) -> Table | None:
+    if not summary.quantised:
+        return None
+    corpora = list(summary.quantised[0].kl)
+    rows = tuple(
+        (
+            f"{found.model}, {found.type.upper()}",
+            f.size(found.bytes),
+            f"{found.mean_kl:.3f}",
+            *(f"{found.kl[name].value:.3f}" for name in corpora),
+            *(f"{found.perplexity[name].value:.2f}" for name in corpora[:1]),
+        )
+        for found in sorted(summary.quantised, key=lambda found: -found.bytes)
+    )
+    columns = ("File", "Size", "KL, mean", *corpora, f"Perplexity, {corpora[0]}")
+    return Table("Both models in llama.cpp: KL to the dense model in nats a token", columns, rows)

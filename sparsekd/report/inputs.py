@@ -17,7 +17,7 @@ from sparsekd.artifacts import Artifact
 from sparsekd.errors import ArtifactError
 from sparsekd.report.samples import Scores, read_scores
 from sparsekd.report.spread import Tokens
-from sparsekd.report.summary import VARIANTS, Interval, Parameters, Reduction, Source
+from sparsekd.report.summary import VARIANTS, Interval, Parameters, Quantised, Reduction, Source
 
 Columns = dict[str, NDArray[np.float64]]
 T = TypeVar("T")
@@ -176,6 +176,7 @@ class ReportInputs:
     settings: dict[str, dict[str, Any]]
     versions: dict[str, str]
     warnings: list[str]
+    quantised: tuple[Quantised, ...] = ()
     weights: dict[str, dict[str, str]] = field(default_factory=dict)
     """sha256 of the checkpoints' files of weights, by variant."""
 
@@ -183,15 +184,15 @@ class ReportInputs:
     def read(cls, artifacts: Mapping[str, Artifact]) -> ReportInputs:
         """From artifacts named as below data/: raw/model, pruned, distilled, evaluation/dense, …, benchmark.
 
-        raw/texts, calibration and benchmark may be absent. Raises ArtifactError for an absent, damaged or unreadable
-        part that is needed.
+        raw/texts, calibration, benchmark and export may be absent. Raises ArtifactError for an absent, damaged or
+        unreadable part that is needed.
         """
         needed = ["raw/model", "pruned", "distilled", *(f"evaluation/{name}" for name in VARIANTS)]
         for name in needed:
             if name not in artifacts:
                 raise ArtifactError(f"The report needs data/{name}, which is not there; run `sparsekd compress`.")
         model, pruned, distilled = (artifacts[name] for name in needed[:3])
-        benchmark = artifacts.get("benchmark")
+        benchmark, exported = artifacts.get("benchmark"), artifacts.get("export")
         return cls(
             source=_source(model),
             reduction=_checked(Reduction, pruned.facts.get("reduction"), pruned.path / "manifest.json"),
@@ -204,6 +205,7 @@ class ReportInputs:
             settings=_settings(artifacts),
             versions=dict(distilled.manifest.versions),
             warnings=_warnings(artifacts),
+            quantised=_json(tuple[Quantised, ...], exported.path / "quantised.json", ()) if exported else (),
             weights={name: _weights(found) for name, found in zip(VARIANTS, (model, pruned, distilled), strict=True)},
         )
 

@@ -45,6 +45,7 @@ def summarise(inputs: ReportInputs, name: str | None = None, limits: Gate | None
         reduction=inputs.reduction,
         variants=Variants(**variants),
         corpora=_corpora(inputs),
+        quantised=inputs.quantised,
         profile={variant: _times(times) for variant, times in inputs.benchmark.profile.items()},
         profile_phases={
             variant: {phase: _times(times) for phase, times in phases.items()}

@@ -171,6 +171,20 @@ class Variants(Record):
         return {"dense": self.dense, "pruned": self.pruned, "distilled": self.distilled}
 
 
+class Quantised(Record):
+    """A model as a GGUF file, measured in llama.cpp on the first test tokens of each corpus."""
+
+    model: Literal["dense", "distilled"]
+    type: str = Field(description="Of the file: f16, q8_0, q4_0, …")
+    bytes: int = Field(description="Of the file.")
+    kl: dict[str, Interval] = Field(min_length=1, description="KL(dense || file) in nats a token, by corpus.")
+    perplexity: dict[str, Interval] = Field(description="By corpus.")
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(found.value for found in self.kl.values()) / len(self.kl)
+
+
 class Corpus(Record):
     """A text corpus behind the perplexities."""
 
@@ -227,6 +241,7 @@ class Summary(Record):
     gate: Gate = Gate()
     variants: Variants
     corpora: dict[str, Corpus] = Field(default_factory=dict)
+    quantised: tuple[Quantised, ...] = Field((), description="Both models in llama.cpp, quantised and not.")
     profile: dict[str, dict[str, OperatorTime]] = Field(
         default_factory=dict, description="Of one request, by variant and class: ffn, attention, lm_head, rest."
     )

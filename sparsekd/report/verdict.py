@@ -14,9 +14,9 @@ Pace = Literal["faster", "slower", "open", "unmeasured"]
 
 
 def verdict(summary: Summary) -> list[str]:
-    """A headline, then one sentence each on likeness, task scores and speed, as far as they were measured."""
+    """A headline, then a sentence each on likeness, task scores, speed and quantisation, as far as measured."""
     model = summary.variants.distilled
-    return [_headline(summary), *filter(None, [_likeness(summary), _tasks(model), _speed(model)])]
+    return [_headline(summary), *filter(None, [_likeness(summary), _tasks(model), _speed(model), _quantised(summary)])]
 
 
 def pace(ratio: Interval | None, rounds: int) -> Pace:
@@ -136,3 +136,16 @@ def _speed(model: Variant) -> str:
         for name, measured in found.items()
     ]
     return f"On the benchmark's machine, over {rounds} rounds, {f.listing(parts)}."
+
+
+def _quantised(summary: Summary) -> str:
+    """Quantisation alone beside pruning, at the first type that both models were measured in."""
+    files = {(found.model, found.type): found for found in summary.quantised}
+    both = [kind for model, kind in files if model == "dense" and ("distilled", kind) in files]
+    if not both:
+        return ""
+    dense, ours = files["dense", both[0]], files["distilled", both[0]]
+    return (
+        f"Quantised to {both[0].upper()} in llama.cpp, the dense model takes {f.size(dense.bytes)} at a KL of "
+        f"{dense.mean_kl:.3f} nats a token, this one {f.size(ours.bytes)} at {ours.mean_kl:.3f}."
+    )

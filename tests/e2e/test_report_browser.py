@@ -103,7 +103,7 @@ def test_nothing_sticks_out_and_every_picture_shows(browser, page, width, scheme
         "return [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect())"
         ".map(b => [b.left, b.right, b.width, b.height])"
     )
-    assert len(boxes) == 10
+    assert len(boxes) == 11
     assert all(left >= 0 and right <= there and w > 250 and h > 80 for left, right, w, h in boxes)
 
 

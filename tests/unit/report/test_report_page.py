@@ -16,7 +16,17 @@ from sparsekd.report.drawing import THEME
 from sparsekd.report.plots import loss_curve
 from tests.made_up_run import PROMPTS, SOURCE, MadeUpRun
 
-PICTURES = {"loss_curve", "layer_error", "perplexity", "agreement", "tasks", "speed", "profile", "reliability"}
+PICTURES = {
+    "loss_curve",
+    "layer_error",
+    "perplexity",
+    "agreement",
+    "tasks",
+    "speed",
+    "profile",
+    "reliability",
+    "quantised",
+}
 STYLE = Path(write_report.__code__.co_filename).parent / "templates" / "style.css.jinja"
 
 
