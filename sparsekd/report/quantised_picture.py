@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sparsekd.report import formatting as f
 from sparsekd.report.drawing import SERIES, Drawing, Picture
@@ -32,6 +32,7 @@ def quantised(found: tuple[Quantised, ...]) -> Drawing | None:
             for one, size, kl in zip(mine, sizes, kls, strict=True):
                 axes.annotate(one.type.upper(), (size, kl), (5, 5), textcoords="offset points", fontsize=9.5)
         axes.set(xlabel="size of the file", ylabel="KL to dense, nats", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} MB"))
         axes.margins(x=0.12, y=0.15)
         axes.grid(axis="both")
