@@ -57,7 +57,7 @@ def gguf(job: Job, data: Path) -> Path:
     file = FILES / f"{checkpoint.manifest.sha256()[:12]}-{job.type}.gguf"
     if not file.is_file():
         FILES.mkdir(parents=True, exist_ok=True)
-        write_gguf(checkpoint.path, file.with_suffix(".partial"), job.type)
+        write_gguf(checkpoint.path, {job.type: file.with_suffix(".partial")})
         os.replace(file.with_suffix(".partial"), file)
     return file
 

@@ -56,7 +56,7 @@ def _compare(stage: Stage, written: dict[str, Path]) -> None:
     rows = quantised(
         models,
         types,
-        written,
+        {"distilled": written},
         CalibrationSet.load(stage.artifact("data/calibration").path).test,
         TeacherCache.open(stage.artifact("data/teacher").path),
         stage.config.export.compare_tokens,

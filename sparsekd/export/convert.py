@@ -1,4 +1,4 @@
-"""llama.cpp's converter in a process of its own: `python convert.py CHECKPOINT FILE TYPE`, run by write.py.
+"""llama.cpp's converter in a process of its own: `python convert.py CHECKPOINT TYPE FILE …`, run by write.py.
 
 Imports nothing of sparsekd: the converter's `gguf` comes first on this process's path, and only here.
 """
@@ -21,7 +21,6 @@ _QUANTIZED_AS: dict[str, str] = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": 
 
 def convert(checkpoint: Path, file: Path, name: str) -> None:
     """Write `checkpoint` to `file`. The converter raises NotImplementedError for a layout or tokenizer it lacks."""
-    _take_plain_byte_level_tokenizers(checkpoint)
     with torch.inference_mode():
         architecture = get_model_architecture(ModelBase.load_hparams(checkpoint, False), ModelType.TEXT)
         four = name == "q4_0"
@@ -88,4 +87,7 @@ def _pre_tokenizer(described: Any) -> str | None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    source = Path(sys.argv[1])
+    _take_plain_byte_level_tokenizers(source)
+    for kind, target in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        convert(source, Path(target), kind)

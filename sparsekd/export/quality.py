@@ -24,33 +24,32 @@ QUALITY = "quantised.json"
 def quantised(
     models: Mapping[str, Path],
     types: Sequence[str],
-    written: Mapping[str, Path],
+    written: Mapping[str, Mapping[str, Path]],
     test: Mapping[str, Packed],
     cache: TeacherCache,
     tokens: int,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """A row for each of `models` (checkpoints by name) in each of `types`, and for the files `written` already.
+    """A row for each of `models` (checkpoints by name) in each of `types`, and in those it is `written` in already.
 
-    `written` are files of the last of `models`, by type. A row has the model, the type, the file's bytes, and by corpus
-    of `test` the perplexity and KL(dense || file) in nats of the first `tokens` tokens, with intervals over documents.
-    Raises NotExportableError for a layout that llama.cpp does not take.
+    `written` are files by model and type. A row has the model, the type, the file's bytes, and by corpus of `test` the
+    perplexity and KL(dense || file) in nats of the first `tokens` tokens, with intervals over documents. Raises
+    NotExportableError for a layout that llama.cpp does not take.
     """
-    ours = list(models)[-1]
-    wanted = [(name, kind) for name in models for kind in types if name != ours]
-    wanted += [(ours, kind) for kind in dict.fromkeys([*written, *types])]
-    rows = []
-    for done, (name, kind) in enumerate(wanted):
-        progress(done, len(wanted), "files")
+    total = sum(len({*written.get(name, {}), *types}) for name in models)
+    longest = max(packed.input_ids.shape[1] for packed in test.values())
+    rows: list[dict[str, Any]] = []
+    for name, checkpoint in models.items():
+        there = written.get(name, {})
         with tempfile.TemporaryDirectory() as folder:
-            file = written.get(kind) if name == ours else None
-            if file is None:
-                file = Path(folder) / "model.gguf"
-                write_gguf(models[name], file, kind)
-            longest = max(packed.input_ids.shape[1] for packed in test.values())
-            with LlamaCpp(file, longest, torch.get_num_threads()) as runtime:
-                found = closeness(runtime, test, cache, tokens)
-            rows.append({"model": name, "type": kind, "bytes": file.stat().st_size, **found})
+            made = {kind: Path(folder) / f"{kind}.gguf" for kind in types if kind not in there}
+            if made:
+                write_gguf(checkpoint, made)
+            for kind, file in {**there, **made}.items():
+                progress(len(rows), total, "files")
+                with LlamaCpp(file, longest, torch.get_num_threads()) as runtime:
+                    found = closeness(runtime, test, cache, tokens)
+                rows.append({"model": name, "type": kind, "bytes": file.stat().st_size, **found})
     return rows
 
 

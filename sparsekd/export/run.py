@@ -42,9 +42,12 @@ def export_gguf(
     progress(0, len(types) + 1, "files")
     expected = reference(checkpoint)
     files = {}
-    for done, name in enumerate(types, start=1):
-        progress(done, len(types) + 1, name)
-        files[f"model-{name}.gguf"] = _export(checkpoint, out / f"model-{name}.gguf", name, expected)
+    with tempfile.TemporaryDirectory(dir=out, suffix=".partial") as folder:
+        unchecked = {name: Path(folder) / f"model-{name}.gguf" for name in types}
+        write_gguf(checkpoint, unchecked)
+        for done, (name, file) in enumerate(unchecked.items(), start=1):
+            progress(done, len(types) + 1, "files")
+            files[file.name] = _checked(checkpoint, file, out / file.name, name, expected)
     return _reported(out, "gguf", files, versions(tools()), progress)
 
 
@@ -76,16 +79,12 @@ def export_onnx(checkpoint: str | Path, out: str | Path, *, progress: Progress =
         return _reported(out, "onnx", files, versions(onnx_tools()), progress)
 
 
-def _export(checkpoint: Path, file: Path, name: str, expected: Reference) -> dict[str, Any]:
-    """One file, in place only when it holds; what it is and what was found."""
-    unchecked, bounds = file.with_name(file.name + ".partial"), GGUF_TYPES[name].bounds
-    try:
-        write_gguf(checkpoint, unchecked, name)
-        found = compare(unchecked, checkpoint, expected)
-        _refuse_unlike(file.name, checkpoint, verdict(found, bounds))
-        os.replace(unchecked, file)
-    finally:
-        unchecked.unlink(missing_ok=True)
+def _checked(checkpoint: Path, unchecked: Path, file: Path, name: str, expected: Reference) -> dict[str, Any]:
+    """`unchecked` in the place of `file` only when it holds; what it is and what was found."""
+    bounds = GGUF_TYPES[name].bounds
+    found = compare(unchecked, checkpoint, expected)
+    _refuse_unlike(file.name, checkpoint, verdict(found, bounds))
+    os.replace(unchecked, file)
     size, digest = file.stat().st_size, _sha256(file)
     return {"type": name, "bytes": size, "sha256": digest, "compared": found.to_json(), "bounds": asdict(bounds)}
 

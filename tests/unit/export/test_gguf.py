@@ -35,7 +35,7 @@ def test_llama_cpp_computes_what_the_checkpoint_does(
 ) -> None:
     """In float32 to rounding: whatever else differs is the file's type."""
     path = make_model(model_type, vocab_size=400)  # more than the tokenizer has, as many checkpoints do
-    write_gguf(path, tmp_path / "model.gguf", "f32")
+    write_gguf(path, {"f32": tmp_path / "model.gguf"})
     found = compare(tmp_path / "model.gguf", path, reference(path))
     assert found.difference < 1e-3
     assert found.tokens > 300
@@ -59,7 +59,7 @@ def test_every_type_is_written_checked_and_told_of(checkpoint: Path, tmp_path: P
 
 @with_llama_cpp
 def test_logits_after_a_token_do_not_depend_on_how_many_are_read_at_once(checkpoint: Path, tmp_path: Path) -> None:
-    write_gguf(checkpoint, tmp_path / "model.gguf", "f32")
+    write_gguf(checkpoint, {"f32": tmp_path / "model.gguf"})
     tokens = list(range(40, 60))
     with LlamaCpp(tmp_path / "model.gguf", context=32, threads=1) as runtime:
         together = runtime.read(tokens, every=True)
@@ -91,7 +91,7 @@ def test_another_model_than_the_checkpoint_is_not_kept(
     key = "model.layers.1.mlp.down_proj.weight"
     tensors[key] = tensors[key].roll(1, dims=1)
     save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(exporting, "write_gguf", lambda path, file, name: write_gguf(changed, file, name))
+    monkeypatch.setattr(exporting, "write_gguf", lambda path, files: write_gguf(changed, files))
     with pytest.raises(ExportError, match=r"is not what .* is: .* is allowed"):
         export_gguf(checkpoint, tmp_path / "out", [name])
     assert list((tmp_path / "out").iterdir()) == []
@@ -114,7 +114,7 @@ def test_a_tokenizer_that_llama_cpp_takes_otherwise_is_refused(make_model: Calla
     with pytest.raises(ExportError, match=r"does not take .*pre-tokenizer was not recognized"):
         export_gguf(path, tmp_path, ["f16"])
     assert list(tmp_path.iterdir()) == []
-    write_gguf(make_model("llama"), tmp_path / "model.gguf", "f16")  # splits as GPT-2 does
+    write_gguf(make_model("llama"), {"f16": tmp_path / "model.gguf"})  # splits as GPT-2 does
     with pytest.raises(ExportError, match="splits text into other tokens"):
         compare(tmp_path / "model.gguf", path, reference(path))
 
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_llama_cpp_takes_otherwise_is_refused(make_model: Calla
 @with_llama_cpp
 def test_a_file_that_is_cut_off_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    write_gguf(checkpoint, file, "f16")
+    write_gguf(checkpoint, {"f16": file})
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(ExportError, match="does not load"):
         LlamaCpp(file, context=16, threads=1)

@@ -34,7 +34,7 @@ def test_log_likelihoods_are_those_of_the_evaluation(make_model: Callable[..., P
     path = make_model("llama")
     tokenizer = load_tokenizer(path)
     requests = [(pair, *(tokenizer(text)["input_ids"] for text in pair)) for pair in PAIRS]
-    write_gguf(path, tmp_path / "model.gguf", "f32")
+    write_gguf(path, {"f32": tmp_path / "model.gguf"})
     with LlamaCpp(tmp_path / "model.gguf", context=64, threads=1) as runtime:
         found = LlamaLM(runtime, tokenizer, 2)._loglikelihood_tokens(requests)
     expected = SharedContextLM(load_model(path), tokenizer, 2)._loglikelihood_tokens(requests)
