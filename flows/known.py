@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from flows import params, prices
 from flows.kept import kept_runs, kept_summary
@@ -35,7 +36,7 @@ def remember(home: Path, root: Path, name: str | None) -> None:
 
 def known(home: Path) -> dict[str, Summary]:
     """The newest results by name, newest first: those noted here, and of experiments that came with the repository."""
-    noted = {path.stem: path for path in _folder(home).glob("*.json")}
+    noted = {unquote(path.stem): path for path in _folder(home).glob("*.json")}
     for record in kept_runs(home):
         if record.name not in noted and (summary := kept_summary(home, record.name)):
             noted[record.name] = _write(home, record.name, summary, record.ended)
@@ -62,7 +63,7 @@ def telling(root: Path, home: Path) -> Iterator[None]:
 def _name(home: Path, summary: Summary) -> str:
     for number in itertools.count(1):
         name = summary.model.name if number == 1 else f"{summary.model.name}-{number}"
-        path = _folder(home) / f"{name}.json"
+        path = _file(home, name)
         if not path.exists():
             return name
         with contextlib.suppress(SparseKDError):
@@ -72,11 +73,16 @@ def _name(home: Path, summary: Summary) -> str:
 
 
 def _write(home: Path, name: str, summary: Summary, when: float | None = None) -> Path:
-    path = _folder(home) / f"{name}.json"
+    path = _file(home, name)
     write_json(path, summary.model_dump(mode="json"))
     if when is not None:
         os.utime(path, (when, when))
     return path
+
+
+def _file(home: Path, name: str) -> Path:
+    """A name may have a slash: report.name is the user's."""
+    return _folder(home) / f"{quote(name, safe='')}.json"
 
 
 def _folder(home: Path) -> Path:

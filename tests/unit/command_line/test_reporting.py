@@ -49,8 +49,8 @@ def test_a_result_is_noted_once_and_a_better_one_beside_it(home, tmp_path):
         known.remember(home, root, None)
     name = "SmolLM2-135M-Instruct-width-0.75"
     assert sorted(known.known(home)) == [name, f"{name}-2"]
-    known.remember(home, first, "half")
-    assert next(iter(known.known(home))) == "half", "the newest first"
+    known.remember(home, first, "me/half")
+    assert next(iter(known.known(home))) == "me/half", "the newest first"
 
 
 def test_a_run_is_told_what_the_checkout_knows_and_only_while_it_goes_on(home, tmp_path):
