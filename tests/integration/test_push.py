@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sparsekd.artifacts import writing
-from sparsekd.report import write_report
+from sparsekd.report.inputs import ReportInputs
+from sparsekd.report.summarise import summarise
 from sparsekd.sources.upload import prepare
 from tests.hub_server import WRITER, HubServer
 from tests.made_up_run import SOURCE, MadeUpRun
@@ -30,7 +31,10 @@ def lay_out(data, model, source=SOURCE):
         shutil.copytree(model, draft.path, dirs_exist_ok=True)
     made = {"data/distilled": digest(data / "distilled")}
     with writing(data / "report", "report", {}, made) as draft:
-        write_report(MadeUpRun(data.parent / "made", source=source).write(), draft.path)
+        summary = summarise(ReportInputs.read(MadeUpRun(data.parent / "made", source=source).write()))
+        (draft.path / "summary.json").write_text(summary.to_json())
+        (draft.path / "index.html").write_text("<!doctype html>")
+        (draft.path / "README.md").write_text("---\nlibrary_name: transformers\n---\n# Small\n")
     with writing(data / "export", "export", {}, made) as draft:
         (draft.path / "model-q8_0.gguf").write_bytes(b"GGUF of a model")
     return data

@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli, known
-from sparsekd.report import Context, write_report
+from sparsekd.report import Context
+from sparsekd.report.inputs import ReportInputs
+from sparsekd.report.summarise import summarise
 from tasks.state import context_path
 from tests.made_up_run import EXCESS, MadeUpRun
 
@@ -33,9 +35,9 @@ def home(tmp_path, monkeypatch):
 
 
 def report_of(root, excess=EXCESS["distilled"]):
-    out = root / "data/report"
-    out.mkdir(parents=True)
-    write_report(MadeUpRun(root / "made", excess=EXCESS | {"distilled": excess}).write(), out)
+    summary = summarise(ReportInputs.read(MadeUpRun(root / "made", excess=EXCESS | {"distilled": excess}).write()))
+    (root / "data/report").mkdir(parents=True)
+    (root / "data/report/summary.json").write_text(summary.to_json())
     return root
 
 
