@@ -146,7 +146,7 @@ def picture(found: Sequence[Result], marked: str | None = None) -> Drawing | Non
         return None
 
     def draw(figure: Figure) -> None:
-        for row, (quality, title) in zip(figure.subplots(2, 2), _LOSSES.items(), strict=True):
+        for row, (quality, title) in zip(figure.subplots(2, 2, width_ratios=(3, 2)), _LOSSES.items(), strict=True):
             _against_parameters(row[0], measured, quality, marked)
             _against_speed(row[1], measured, quality, marked)
             row[0].set_title(title)
@@ -161,7 +161,8 @@ def picture(found: Sequence[Result], marked: str | None = None) -> Drawing | Non
 
 
 def _against_parameters(axes: Axes, found: Sequence[Result], quality: str, marked: str | None) -> None:
-    crowded = len(found) > _LABELLED
+    crowded, sizes = len(found) > _LABELLED, [result.parameters / 1e6 for result in found]
+    middle = (min(sizes) + max(sizes)) / 2
     for result in found:
         place, mine = (result.parameters / 1e6, getattr(result, quality)), result.label == marked
         _point(axes, *place, "D", DISTILLED, hollow=result.dominated_by is not None)
@@ -169,8 +170,9 @@ def _against_parameters(axes: Axes, found: Sequence[Result], quality: str, marke
             _ring(axes, *place)
         if mine or not crowded or result.dominated_by is None:
             weight = "bold" if mine else "normal"
-            label = axes.annotate(_short(result.label), place, (5, 5), textcoords="offset points", fontsize=9.5)
-            label.set(fontweight=weight, in_layout=False)  # a long name takes no room from the axes
+            side, shift = ("right", -5) if place[0] > middle else ("left", 5)  # never over the picture beside this one
+            label = axes.annotate(_short(result.label), place, (shift, 5), textcoords="offset points", fontsize=9.5)
+            label.set(fontweight=weight, ha=side, in_layout=False)  # a long name takes no room from the axes
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} M"))
     _frame(axes)
 
