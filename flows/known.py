@@ -38,8 +38,9 @@ def known(home: Path) -> dict[str, Summary]:
     """The newest results by name, newest first: those noted here, and of experiments that came with the repository."""
     noted = {unquote(path.stem): path for path in _folder(home).glob("*.json")}
     for record in kept_runs(home):
-        if record.name not in noted and (summary := kept_summary(home, record.name)):
-            noted[record.name] = _write(home, record.name, summary, record.ended)
+        with contextlib.suppress(SparseKDError):  # of another version: it is only shown, and must not end a run
+            if record.name not in noted and (summary := kept_summary(home, record.name)):
+                noted[record.name] = _write(home, record.name, summary, record.ended)
     newest = sorted(noted.items(), key=lambda item: item[1].stat().st_mtime, reverse=True)[:MOST]
     found = {}
     for name, path in newest:

@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli, known
+from flows.history import RunRecord
+from sparsekd.errors import ArtifactError
 from sparsekd.report import Context
 from sparsekd.report.inputs import ReportInputs
 from sparsekd.report.summarise import summarise
@@ -60,6 +62,18 @@ def test_a_run_is_told_what_the_checkout_knows_and_only_while_it_goes_on(home, t
     with known.telling(home, home):
         assert list(Context.read(context_path(home)).runs) == ["first"]
     assert not context_path(home).exists()
+
+
+def test_an_experiment_of_another_version_is_passed_over(home, tmp_path, monkeypatch):
+    """It has no summary that this version reads; a run that only wants to show it must not end for that."""
+
+    def unreadable(home, name):
+        raise ArtifactError("summary.json is no summary of schema version 1")
+
+    known.remember(home, report_of(tmp_path / "first"), "first")
+    monkeypatch.setattr(known, "kept_runs", lambda home: [RunRecord("old", "model", 0.5, 0.0, state="done")])
+    monkeypatch.setattr(known, "kept_summary", unreadable)
+    assert list(known.known(home)) == ["first"]
 
 
 def test_the_page_compares_names_and_directories(home, tmp_path):
