@@ -17,6 +17,7 @@ from typing import Any
 
 from sparsekd.config import RunConfig
 from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
+from sparsekd.export.formats import gguf_types
 from sparsekd.families import check_fields, family_of, parameters_from_config
 from sparsekd.pruning.budget import resolve_budget, walk_bytes
 from sparsekd.runtime import thread_count
@@ -135,8 +136,15 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     )
     rows = ((config.evaluate.rows or 2000) + config.evaluate.validation_rows) * len(config.evaluate.tasks)
     prompts = len(config.report.prompts) * config.report.prompt_tokens
-    compared = 2 * len(config.export.compare) + 1  # files: of both models, and those that are written anyway
+    types = set(config.export.compare)
+    compared = len(types) + len(types | set(gguf_types(config.export.formats))) if types else 0  # dense, distilled
     timed = config.benchmark.prefill_tokens + config.benchmark.decode_tokens * (decode / forward)
+    exported = (
+        _START_SECONDS
+        + 1200 * student
+        + (2 * _START_SECONDS + made.pruned_bytes / 5e7) * len(config.export.formats)
+        + compared * (_START_SECONDS + made.dense_bytes / 5e7 + corpora * config.export.compare_tokens * forward)
+    )
     return {
         "fetch-model": 10 + made.dense_bytes / 1e7,
         "fetch-texts": 5.0,
@@ -154,12 +162,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "evaluate": _START_SECONDS + 8 + forward * (2 * held_out + rows * _ROW_TOKENS) + prompts * decode,
         "benchmark": 6 * _START_SECONDS
         + 3 * (config.benchmark.rounds + 1) * config.benchmark.batch_size * forward * timed,
-        "export": _START_SECONDS
-        + 1200 * student
-        + (2 * _START_SECONDS + made.pruned_bytes / 5e7) * len(config.export.formats)
-        + compared * (_START_SECONDS + made.dense_bytes / 5e7 + corpora * config.export.compare_tokens * forward)
-        if config.export.formats
-        else 2.0,
+        "export": exported if config.export.formats else 2.0,
         "report": 10.0,
     }
 

@@ -45,11 +45,11 @@ def _compare(stage: Stage, written: dict[str, Path]) -> None:
     from sparsekd.models import read_config
 
     models = {"dense": stage.artifact("data/raw/model").path, "distilled": stage.artifact("data/distilled").path}
-    types = []
+    configs, types = [read_config(path) for path in models.values()], []
     for name in stage.config.export.compare:
         try:
-            for path in models.values():
-                check_types([name], read_config(path))
+            for config in configs:
+                check_types([name], config)
             types.append(name)
         except ExportError as error:
             stage.warn(f"export.compare: {error}")

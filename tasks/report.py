@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from tasks.git import git_output
+from tasks.git import code_state
 from tasks.graph import read_graph
 from tasks.process import Stage, run_stage
 from tasks.quick import quicken
 from tasks.state import context_path, read_state
-
-_SETTINGS = (":!params.yaml", ":!dvc.lock", ":!data")
-"""The page tells settings by themselves."""
 
 
 def report(stage: Stage) -> None:
@@ -18,7 +15,9 @@ def report(stage: Stage) -> None:
     from sparsekd.report import Context, write_report
 
     artifacts = {path.removeprefix("data/"): artifact for path, artifact in stage.inputs.items()}
-    known = Context.read(context_path(Path())).model_copy(update={"seconds": _seconds(), **_code()})
+    commit, edited = code_state(Path())
+    beside = {"seconds": _seconds(), "commit": commit, "edited": edited}
+    known = Context.read(context_path(Path())).model_copy(update=beside)
     summary = write_report(artifacts, stage.out, stage.config.report.name, stage.config.gate, known)
     stage.facts["verdict"] = summary.verdict
     stage.facts["gate"] = summary.gate.state
@@ -35,13 +34,6 @@ def _seconds() -> dict[str, float | None]:
     states = {name: read_state(Path(), name) for name in read_graph(Path())}
     ended = {name: state for name, state in states.items() if state and state.state in {"done", "cached"}}
     return {name: state.seconds if state.state == "done" else None for name, state in ended.items()}
-
-
-def _code() -> dict[str, object]:
-    """The commit that is checked out, and whether code was edited since."""
-    commit = git_output(Path(), "rev-parse", "HEAD")
-    edited = git_output(Path(), "status", "--porcelain", "--untracked-files=no", "--", ".", *_SETTINGS)
-    return {"commit": commit.decode().strip(), "edited": bool(edited)} if commit else {}
 
 
 if __name__ == "__main__":

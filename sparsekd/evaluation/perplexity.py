@@ -7,6 +7,7 @@ chunk, so neither its body nor a (tokens × vocab) tensor of the whole set is ev
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def token_scores(
             dense = teacher.hidden(part, range(rows.start, rows.stop)).to(model.device)[:, :-1][mask]
         found.append(score_tokens(hidden, head, ids[:, 1:][mask], dense, teacher))
         progress(before + rows.stop * ids.shape[1], total or packed.tokens, "tokens")
-    return TokenScores(*(torch.cat(column).double().cpu() for column in zip(*found, strict=True)))
+    return TokenScores(*(column.double().cpu() for column in joined(found)))
 
 
 def score_tokens(
@@ -124,10 +125,26 @@ def score_tokens(
         dense = None
         if dense_hidden is not None and teacher is not None:
             dense = teacher.logits(dense_hidden[rows])
-        block = BLOCK if logits.device.type == "cpu" else CHUNK
-        for first in range(0, len(logits), block):
-            inner = slice(first, first + block)
-            parts.append(_score(logits[inner].float(), targets[rows][inner], None if dense is None else dense[inner]))
+        parts.append(score_logits(logits, targets[rows], dense))
+    return joined(parts)
+
+
+def score_logits(
+    logits: Float[Tensor, "tokens vocab"],
+    targets: Int[Tensor, " tokens"],
+    dense: Float[Tensor, "tokens vocab"] | None = None,
+) -> TokenScores:
+    """Score targets from the logits of any runtime, and compare with those of the dense model where they are given."""
+    block = BLOCK if logits.device.type == "cpu" else CHUNK
+    parts = [_no_scores(targets[:0])]
+    for first in range(0, len(logits), block):
+        rows = slice(first, first + block)
+        parts.append(_score(logits[rows].float(), targets[rows], None if dense is None else dense[rows]))
+    return joined(parts)
+
+
+def joined(parts: Sequence[TokenScores]) -> TokenScores:
+    """The scores of all parts, one after the other."""
     return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

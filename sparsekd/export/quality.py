@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sparsekd.calibration.packing import Packed
-from sparsekd.distillation.losses import cross_entropy, kl_divergence
 from sparsekd.distillation.teacher import TeacherCache
-from sparsekd.evaluation.perplexity import DocumentSums, scored_units
+from sparsekd.evaluation.perplexity import DocumentSums, TokenScores, by_document, joined, score_logits
 from sparsekd.export.llama_cpp import LlamaCpp
 from sparsekd.export.write import write_gguf
 from sparsekd.progress import Progress, silent
@@ -66,7 +64,7 @@ def closeness(runtime: LlamaCpp, test: Mapping[str, Packed], cache: TeacherCache
 
 
 def _sums(runtime: LlamaCpp, packed: Packed, cache: TeacherCache, part: str) -> DocumentSums:
-    nll, kl, top1 = [], [], []
+    scores = []
     for row, (ids, scored) in enumerate(zip(packed.input_ids, packed.scored, strict=True)):
         if not bool(scored.any()):
             continue
@@ -74,9 +72,5 @@ def _sums(runtime: LlamaCpp, packed: Packed, cache: TeacherCache, part: str) -> 
         logits = runtime.read(ids.tolist(), every=True)[:-1][scored]
         dense = cache.logits(cache.hidden(part, [row])[0, :-1][scored])
         logits = logits[:, : dense.shape[1]]  # files may pad the vocabulary
-        nll.append(cross_entropy(logits, ids[1:][scored]))
-        kl.append(kl_divergence(logits, dense))
-        top1.append((logits.argmax(-1) == dense.argmax(-1)).float())
-    _, index = torch.unique(scored_units(packed), return_inverse=True)
-    columns = [np.bincount(index.numpy(), torch.cat(parts).double().numpy()) for parts in (nll, kl, top1)]
-    return DocumentSums(np.bincount(index.numpy()).astype(float), *columns)
+        scores.append(score_logits(logits, ids[1:][scored], dense))
+    return by_document(TokenScores(*(column.double() for column in joined(scores))), packed, compared=True)

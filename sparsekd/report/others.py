@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsekd.report import formatting as f
 from sparsekd.report import price_picture, tradeoff
 from sparsekd.report.context import Context, comparable, same_model
 from sparsekd.report.details import Table
@@ -38,7 +39,7 @@ def draw_others(summary: Summary, context: Context, out: Path) -> dict[str, Pict
 def results_table(found: Sequence[Result], caption: str) -> Table:
     """A row a result, a column that none of them has a figure for left out."""
     rows = tradeoff.rows(found)
-    kept = [place for place in range(len(tradeoff.COLUMNS)) if any(row[place].strip("\u2013") for row in rows)]
+    kept = [place for place in range(len(tradeoff.COLUMNS)) if any(row[place].strip(f.NOTHING) for row in rows)]
     names = [tradeoff.COLUMNS[place] or ("run" if place == 0 else "dominated") for place in kept]
     return Table(caption, tuple(names), tuple(tuple(row[place] for place in kept) for row in rows))
 

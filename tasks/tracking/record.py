@@ -23,15 +23,13 @@ from typing import Any
 from sparsekd.artifacts import Artifact, hash_file
 from sparsekd.config import parse_config
 from sparsekd.errors import ArtifactError
-from tasks.git import git_output
+from tasks.git import code_state
 from tasks.graph import StageSpec, read_graph
 from tasks.process import read_params, select
 from tasks.state import progress_path, read_json
 
 MODEL = "data/distilled"
 EXPORT = "data/export"
-CODE = ("sparsekd", "tasks", "flows", "presets", "dvc.yaml", "pyproject.toml", "requirements.lock")
-"""What makes a commit "dirty". params.yaml and dvc.lock change with each run and are recorded by themselves."""
 HEADLINE = "compression"
 """The group of metrics.json: distilled against dense. It sorts before dense, distilled, pruned and all others."""
 EXPERIMENT_TAG = "dvc.experiment"
@@ -292,13 +290,13 @@ def _artifacts(root: Path, outputs: dict[str, Artifact]) -> dict[str, str]:
 def _tags(root: Path, summary: dict[str, Any], key: str, lock_hash: str, flow_run_id: str | None) -> dict[str, str]:
     source = summary["model"]["source"]
     source = source if isinstance(source, dict) else {"name": source}
-    commit = _git(root, "rev-parse", "HEAD")
+    commit, edited = code_state(root)
     tags = {
         "sparsekd.key": key,
         "dvc.lock.sha256": lock_hash,
         "prefect.flow_run_id": flow_run_id,
         "git.commit": commit,
-        "git.dirty": str(bool(_git(root, "status", "--porcelain", "--", *CODE))).lower() if commit else None,
+        "git.dirty": str(edited).lower() if commit else None,
         "host": platform.node(),
         "mlflow.source.git.commit": commit,
         "mlflow.source.name": "sparsekd compress",
@@ -318,11 +316,6 @@ def _user() -> str | None:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return None
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    printed = git_output(root, *arguments, seconds=30)
-    return None if printed is None else printed.decode(errors="replace").strip()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
