@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsekd.config import RunConfig
 from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
-from sparsekd.export.formats import gguf_types
+from sparsekd.export.formats import TIMED_DECODE, TIMED_PREFILL, gguf_types
 from sparsekd.families import check_fields, family_of, parameters_from_config
 from sparsekd.pruning.budget import resolve_budget, walk_bytes
 from sparsekd.runtime import thread_count
@@ -144,6 +144,8 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         + 1200 * student
         + (2 * _START_SECONDS + made.pruned_bytes / 5e7) * len(config.export.formats)
         + compared * (_START_SECONDS + made.dense_bytes / 5e7 + corpora * config.export.compare_tokens * forward)
+        + compared * config.export.compare_rows * len(config.evaluate.tasks) * _ROW_TOKENS * forward
+        + compared * (config.export.compare_rounds + 1) * (TIMED_PREFILL * forward + TIMED_DECODE * decode)
     )
     return {
         "fetch-model": 10 + made.dense_bytes / 1e7,

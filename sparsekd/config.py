@@ -319,6 +319,12 @@ class Export(Section):
         description="Where files are written: also the dense model and this one in these types, on the test text.",
     )
     compare_tokens: int = Field(1024, ge=256, description="Test tokens of each corpus for that.")
+    compare_rows: int = Field(
+        0, ge=0, description="Rows of each of evaluate.tasks for that, in llama.cpp; 0 scores none."
+    )
+    compare_rounds: int = Field(
+        3, ge=0, description="Rounds in which each of those files is timed in llama.cpp; 0 times none."
+    )
 
 
 class Report(Section):

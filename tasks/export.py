@@ -56,10 +56,12 @@ def _compare(stage: Stage, written: dict[str, Path]) -> None:
     rows = quantised(
         models,
         types,
-        {"distilled": written},
-        CalibrationSet.load(stage.artifact("data/calibration").path).test,
+        {("distilled", kind): file for kind, file in written.items()},
+        CalibrationSet.load(stage.artifact("data/calibration").path),
         TeacherCache.open(stage.artifact("data/teacher").path),
-        stage.config.export.compare_tokens,
+        stage.config.export,
+        stage.config.evaluate,
+        stage.artifact("data/raw/benchmarks").path,
         stage.progress,
     )
     (stage.out / QUALITY).write_text(json.dumps(rows, indent=2) + "\n")

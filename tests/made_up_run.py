@@ -175,7 +175,8 @@ class MadeUpRun:
             for (model, kind), (size, kl) in self.files.items():
                 at = {"value": kl, "low": 0.9 * kl, "high": 1.1 * kl}
                 figures = {"kl": dict.fromkeys(self.corpora, at), "perplexity": dict.fromkeys(self.corpora, at)}
-                rows.append({"model": model, "type": kind, "bytes": size, **figures})
+                speed = {"prefill": 1e11 / size, "decode": 1e10 / size}
+                rows.append({"model": model, "type": kind, "bytes": size, "speed": speed, **figures})
             (draft.path / "quantised.json").write_text(json.dumps(rows))
 
     def _evaluations(self) -> None:

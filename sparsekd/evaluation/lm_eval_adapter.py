@@ -13,7 +13,7 @@ import json
 import logging
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +23,13 @@ import datasets
 import lm_eval.api.task
 import lm_eval.evaluator
 from lm_eval.api.group import Group
+from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sparsekd.config import Evaluate
 from sparsekd.errors import ConfigError, SourceError
@@ -62,7 +63,7 @@ class TaskRun:
 
 
 def run_tasks(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     config: Evaluate,
     out: Path,
@@ -71,12 +72,15 @@ def run_tasks(
     home: Path | None = None,
     progress: Progress = silent,
     validation: bool = False,
+    adapter: Callable[[Any, PreTrainedTokenizerBase, int, Progress], LM] = SharedContextLM,
 ) -> TaskRun:
     """Score `model` on config.tasks and write lm-eval's files into the directory `out`.
 
     `benchmarks` holds the rows of packaged tasks; the rows of others come from the hub, or as their definition says.
     `validation` takes config.validation_rows other rows of each task instead; a task that has no others is left out.
-    `checkpoint` and `home` are what the printed command names: the model's path, and where `out` will stand in the end.
+    `adapter` makes a model of lm-eval's of `model`, tokenizer, batch size and progress: a checkpoint in Transformers,
+    unless another is given. `checkpoint` and `home` are what the printed command names: the model's path, and where
+    `out` will stand in the end.
     Raises ConfigError for an unknown task or one that runs code, SourceError where a task's rows are not to be had.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def run_tasks(
         arguments = f"pretrained={checkpoint or model.name_or_path},dtype={config.dtype},softmax_dtype=float32"
         tracker = EvaluationTracker(output_path=str(out / "results.json"))
         results = _evaluate(
-            model=SharedContextLM(model, tokenizer, config.batch_size, progress),
+            model=adapter(model, tokenizer, config.batch_size, progress),
             model_args=arguments,
             tasks=roots,
             samples=samples or None,

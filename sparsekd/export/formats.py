@@ -41,6 +41,9 @@ GGUF_TYPES: Mapping[str, GgufType] = {
 }
 
 
+TIMED_PREFILL, TIMED_DECODE = 256, 32
+"""Tokens of the prompt that files are timed with, and of the answer to it."""
+
 ONNX_BOUNDS = Bounds(1e-3, 1e-6, 1e-4)
 """Of an ONNX file, which holds float32."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import mean
 
 from sparsekd.report import formatting as f
-from sparsekd.report.summary import Interval, OperatorTime, Summary, TaskScore
+from sparsekd.report.summary import Interval, OperatorTime, Quantised, Summary, TaskScore
 from sparsekd.report.table import corpus_role, rows_of, score
 from sparsekd.report.verdict import paces_of
 
@@ -184,16 +185,23 @@ def _gate_table(summary: Summary) -> Table | None:
 def _quantised_table(summary: Summary) -> Table | None:
     if not summary.quantised:
         return None
-    corpora = list(summary.quantised[0].kl)
-    rows = tuple(
-        (
+    files = sorted(summary.quantised, key=lambda found: -found.bytes)
+    corpora, tasks = list(files[0].kl), list(files[0].tasks)
+    columns = ["File", "Size", "KL, mean", *(f"KL, {name}" for name in corpora), f"Perplexity, {corpora[0]}"]
+    columns += [f"Mean of {f.number_of(len(tasks), 'task')}"] if tasks else []
+    columns += ["Prefill, tokens/s", "Decode, tokens/s", "On the frontier?"]
+
+    def row(found: Quantised) -> tuple[str, ...]:
+        speeds = (found.speed.prefill, found.speed.decode)
+        return (
             f"{found.model}, {found.type.upper()}",
             f.size(found.bytes),
             f"{found.mean_kl:.3f}",
             *(f"{found.kl[name].value:.3f}" for name in corpora),
-            *(f"{found.perplexity[name].value:.2f}" for name in corpora[:1]),
+            f"{found.perplexity[corpora[0]].value:.2f}",
+            *([f.percent(mean(found.tasks[name].value for name in tasks))] if tasks else []),
+            *(f.NOTHING if speed is None else f"{speed:.0f}" for speed in speeds),
+            "no" if any(other.beats(found) for other in files) else "yes",
         )
-        for found in sorted(summary.quantised, key=lambda found: -found.bytes)
-    )
-    columns = ("File", "Size", "KL, mean", *corpora, f"Perplexity, {corpora[0]}")
-    return Table("Both models in llama.cpp: KL to the dense model in nats a token", columns, rows)
+
+    return Table("Both models in llama.cpp", tuple(columns), tuple(map(row, files)))

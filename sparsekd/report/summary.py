@@ -179,10 +179,17 @@ class Quantised(Record):
     bytes: int = Field(description="Of the file.")
     kl: dict[str, Interval] = Field(min_length=1, description="KL(dense || file) in nats a token, by corpus.")
     perplexity: dict[str, Interval] = Field(description="By corpus.")
+    tasks: dict[str, TaskScore] = Field(default_factory=dict, description="With the log-likelihoods of llama.cpp.")
+    speed: Pair = Field(Pair(), description="Tokens a second in llama.cpp, all files timed in the same rounds.")
 
     @property
     def mean_kl(self) -> float:
         return sum(found.value for found in self.kl.values()) / len(self.kl)
+
+    def beats(self, other: Quantised) -> bool:
+        """Whether it is at most as large and as near to the dense model as the other, and better in one."""
+        mine, theirs = (self.bytes, self.mean_kl), (other.bytes, other.mean_kl)
+        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
 class Corpus(Record):

@@ -19,6 +19,7 @@ from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.evaluation.perplexity import document_sums
 from sparsekd.models import load_model, load_tokenizer
 from tests.runtimes import with_llama_cpp
+from tests.small_benchmarks import write_benchmarks
 from tests.tiny_checkout import HOUSE, environment
 from tests.tiny_models import make_tokenizer, write_model
 
@@ -34,6 +35,8 @@ def checkout(tmp_path: Path) -> Path:
     model, tokenizer = load_model(dense), load_tokenizer(dense)
     texts = ["the river sees a small house " * 12, "bread and music near the old tree " * 9, "light " * 80]
     packed = pack([tokenizer(f"{n} {text}")["input_ids"] for n, text in enumerate(texts)], 32, 256)
+    with writing(tmp_path / "data/raw/benchmarks", "fetch-benchmarks", {}, {}) as draft:
+        write_benchmarks(draft.path, rows=12)
     data = CalibrationSet(packed, {"wiki": packed}, {"wiki": packed})
     with writing(tmp_path / "data/calibration", "calibrate", {}, {}) as draft:
         data.save(draft.path)
@@ -49,7 +52,7 @@ def _distilled(root: Path, model_type: str, **sizes: int) -> None:
 
 
 def run(root: Path, formats: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-    sections = {"export": {"formats": formats, **settings}, "runtime": {"threads": 1}}
+    sections = {"export": {"formats": formats, **settings}, "runtime": {"threads": 1}, "evaluate": {"tasks": ["sciq"]}}
     (root / "params.yaml").write_text(yaml.safe_dump(sections))
     path = {"PYTHONPATH": str(HOUSE)}
     return subprocess.run(
@@ -75,7 +78,7 @@ def test_the_files_are_written_and_named_in_the_manifest(checkout: Path) -> None
 @pytest.mark.slow
 @with_llama_cpp
 def test_both_models_are_compared_with_dense_on_test_text(checkout: Path) -> None:
-    done = run(checkout, ["gguf-f16"], compare=["q8_0"], compare_tokens=256)
+    done = run(checkout, ["gguf-f16"], compare=["q8_0"], compare_tokens=256, compare_rows=8, compare_rounds=2)
     assert done.returncode == 0, done.stderr
     data = checkout / "data"
     rows = {(row["model"], row["type"]): row for row in json.loads((data / "export/quantised.json").read_text())}
@@ -89,6 +92,8 @@ def test_both_models_are_compared_with_dense_on_test_text(checkout: Path) -> Non
     found = rows["distilled", "f16"]
     assert found["kl"]["wiki"]["value"] == pytest.approx(agreement["kl"].value, rel=0.02)
     assert found["perplexity"]["wiki"]["value"] == pytest.approx(sums.perplexity(0).value, rel=0.01)
+    assert {row["tasks"]["sciq"]["n"] for row in rows.values()} == {8}
+    assert all(row["speed"]["prefill"] > row["speed"]["decode"] > 0 for row in rows.values())
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from sparsekd.export.llama_cpp import LlamaCpp
 from sparsekd.progress import Progress, silent
 
 
-class LlamaLM(TemplateLM):  # type: ignore[misc]
+class LlamaLM(TemplateLM):
     """Takes the arguments of SharedContextLM, with a runtime in the place of the network. Log-likelihoods only."""
 
     def __init__(
@@ -38,7 +38,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         for place, (_, context, _) in enumerate(requests):
             places[tuple(context)].append(place)
         answers: dict[int, tuple[float, bool]] = {}
-        for context, mine in places.items():
+        for read, mine in places.items():
+            context = list(read)
             self._runtime.reset()
             last = self._runtime.read(context)
             for place in mine:
