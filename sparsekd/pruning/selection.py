@@ -18,6 +18,11 @@ from sparsekd.config import SelectionName
 from sparsekd.pruning.statistics import LayerStatistics
 
 _COLUMNS = 256
+_PANEL = 64
+_EXPLAINED = 1e-8
+"""A neuron of whose energy at most this share is left adds nothing but rounding errors."""
+_BY_ENERGY = 7
+"""Of so many pivots of `mean_abs_svd` one is picked by energy, the others by the mean of |a| (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,14 @@ def svd(layer: LayerStatistics, count: int) -> Selection:
     return select_svd(layer.covariance, layer.down.norm(dim=0))
 
 
+def mean_abs_svd(layer: LayerStatistics, count: int) -> Selection:
+    """As `svd`, but six of seven pivots are the neuron of the highest E|a_j| that those before it do not explain yet.
+
+    Energy is what a few strong tokens make it; the mean of |a| also speaks for neurons that other text needs.
+    """
+    return select_svd(layer.covariance, layer.down.norm(dim=0), layer.mean_abs)
+
+
 def energy(layer: LayerStatistics, count: int) -> Selection:
     """‖W_:j‖₂ · √C_jj, the root mean square of what neuron j gives to the output (like Wanda-sp)."""
     return by_score(layer.down.norm(dim=0) * layer.covariance.diagonal().clamp_min(0).sqrt())
@@ -79,14 +92,21 @@ def random(layer: LayerStatistics, count: int) -> Selection:
 
 
 SELECTIONS: Mapping[SelectionName, Select] = {
-    "svd": svd, "energy": energy, "mean_abs": mean_abs, "magnitude": magnitude, "random": random,
+    "svd": svd, "mean_abs_svd": mean_abs_svd, "energy": energy, "mean_abs": mean_abs, "magnitude": magnitude,
+    "random": random,
 }  # fmt: skip
 
 
-def select_svd(covariance: Float[Tensor, "neurons neurons"], down_norms: Float[Tensor, " neurons"]) -> Selection:
+def select_svd(
+    covariance: Float[Tensor, "neurons neurons"],
+    down_norms: Float[Tensor, " neurons"],
+    score: Float[Tensor, " neurons"] | None = None,
+) -> Selection:
     """Column-pivoted QR of C^(1/2) D at full rank, D = diag(‖W_:j‖), by pivoted Cholesky of D C D in float64.
 
-    One pass and no inverse, safe on a singular C: neurons beyond the numerical rank follow by their remaining energy.
+    One pass and no inverse, safe on a singular C: neurons beyond the numerical rank follow by their energy. A pivot is
+    the neuron of which the most energy is left; with `score`, that is every seventh, and the others are the highest
+    score of which any is left.
     """
     norms = down_norms.double()
     # LAPACK wants columns: the transpose of D C D in rows, so that it works in this memory and makes no copy
@@ -99,13 +119,58 @@ def select_svd(covariance: Float[Tensor, "neurons neurons"], down_norms: Float[T
     if total <= 0:  # every neuron is dead: any choice is as good
         count = len(norms)
         return Selection(torch.arange(count), torch.ones(count, dtype=torch.float64))
-    factor, order, rank = _pivoted_cholesky(matrix.cpu())
-    columns = _squared_columns(factor)
-    explained = torch.ones(len(order), dtype=torch.float64)
-    explained[:rank] = (columns.cumsum(0) / total).clamp_max(1)
-    rest = order[rank:]
-    order = torch.cat([order[:rank], rest[energies.cpu()[rest].argsort(descending=True, stable=True)]])
-    return Selection(order, explained)
+    if score is None:
+        factor, order, rank = _pivoted_cholesky(matrix.cpu())
+        columns, pivots = _squared_columns(factor), order[:rank]
+    else:
+        columns, pivots = _led_cholesky(matrix.cpu(), score.cpu())
+    explained = torch.ones(len(norms), dtype=torch.float64)
+    explained[: len(pivots)] = (columns.cumsum(0) / total).clamp_max(1)
+    rest = energies.cpu().index_fill(0, pivots, -1.0).argsort(descending=True, stable=True)
+    return Selection(torch.cat([pivots, rest[: len(norms) - len(pivots)]]), explained)
+
+
+def _led_cholesky(
+    matrix: Float[Tensor, "n n"], score: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " rank"], Int[Tensor, " rank"]]:
+    """Squared norms of the columns of L with P M Pᵀ = L Lᵀ, and the pivots, up to M's numerical rank.
+
+    Pivots are picked one by one and their columns made from the panel's; what a panel explains leaves `matrix` in one
+    product, and its neurons leave too, all in place. LAPACK's routine takes no pivots but its own.
+    """
+    neurons, score = torch.arange(len(matrix)), score.clone()  # of the rows of `matrix`, which those picked leave
+    left = matrix.diagonal().clamp_min(0)
+    nothing = _EXPLAINED * left
+    pivots: list[int] = []
+    squares: list[Tensor] = []
+    while len(neurons):
+        panel = matrix.new_zeros(len(matrix), _PANEL)
+        stays = torch.ones(len(matrix), dtype=torch.bool)
+        for place in range(_PANEL):
+            open_ = left > nothing
+            if not bool(open_.any()):
+                break
+            highest = left if (len(pivots) + 1) % _BY_ENERGY == 0 else score
+            pivot = int(highest.where(open_, -torch.inf).argmax())
+            column = (matrix[pivot] - panel[:, :place] @ panel[pivot, :place]) / left[pivot].sqrt() * stays
+            panel[:, place] = column
+            left -= column.square()
+            left[pivot], stays[pivot] = 0, False
+            pivots.append(int(neurons[pivot]))
+            squares.append(column.square().sum())
+        if bool(stays.all()):
+            break
+        matrix.addmm_(panel, panel.T, alpha=-1)
+        count = int(stays.sum())
+        gaps, last = (~stays[:count]).nonzero()[:, 0], stays[count:].nonzero()[:, 0] + count
+        matrix[gaps] = matrix[last]
+        matrix[:, gaps] = matrix[:, last]
+        matrix = matrix[:count, :count]
+        for vector in (neurons, score, left, nothing):
+            vector[gaps] = vector[last]
+        neurons, score, nothing = neurons[:count], score[:count], nothing[:count]
+        left = torch.minimum(left[:count], matrix.diagonal()).clamp_min(0)
+    return torch.stack(squares), torch.tensor(pivots)
 
 
 def _squared_columns(factor: Float[Tensor, "neurons rank"]) -> Float[Tensor, " rank"]:

@@ -31,6 +31,7 @@ def as_text(raw: dict[str, dict[str, Any]], config: RunConfig | None) -> Setting
 
 _SELECTED = {
     "svd": "SVD subset selection of neurons",
+    "mean_abs_svd": "neurons selected by mean absolute activation and SVD",
     "energy": "neurons selected by energy",
     "mean_abs": "neurons selected by mean absolute activation",
     "magnitude": "neurons selected by magnitude of their weights",

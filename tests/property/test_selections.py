@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsekd.config import Compensation, Prune, SelectionName
 from sparsekd.pruning.layer import prune_layer
-from sparsekd.pruning.selection import SELECTIONS, Selection, explained_by
+from sparsekd.pruning.selection import SELECTIONS, Selection, explained_by, select_svd
 from sparsekd.pruning.statistics import LayerStatistics, Moments
 
 HIDDEN, NEURONS = 5, 12
@@ -58,6 +58,40 @@ def test_scores_are_their_definitions(seed: int) -> None:
     np.testing.assert_allclose(layer.mean, tokens.mean(0), atol=1e-6)
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 1000),
+    neurons=st.sampled_from([1, 12, 64, 65, 150]),
+    rank=st.integers(1, 150),
+    dead=st.integers(0, 20),
+)
+def test_every_seventh_pivot_is_by_energy_and_the_others_by_the_mean_of_abs(
+    seed: int, neurons: int, rank: int, dead: int
+) -> None:
+    """Written out with a projection for each pivot; over the edges of the panels that the code works in."""
+    columns = draw(seed, 200, rank).double() @ draw(seed + 1, rank, neurons).double()
+    columns[:, :dead] = 0
+    norms, score = draw(seed + 2, neurons).abs().double(), draw(seed + 3, neurons).abs().double()
+    found = select_svd(columns.T @ columns, norms, score)
+    residual, expected, explained = (columns * norms).numpy(), [], []
+    energies = (residual**2).sum(0)
+    enough = 1e-8 * energies
+    while ((residual**2).sum(0) > enough).any():
+        left = (residual**2).sum(0)
+        by = left if len(expected) % 7 == 6 else score.numpy()
+        pivot = int(np.where(left > enough, by, -1).argmax())
+        direction = residual[:, pivot] / np.linalg.norm(residual[:, pivot])
+        residual = residual - np.outer(direction, direction @ residual)
+        expected.append(pivot)
+        explained.append(1 - (residual**2).sum() / energies.sum())
+    assert found.order[: len(expected)].tolist() == expected
+    assert found.explained is not None
+    np.testing.assert_allclose(found.explained[: len(expected)], explained, atol=1e-8)
+    rest = energies[found.order[len(expected) :].tolist()]
+    assert sorted(found.order.tolist()) == list(range(neurons))
+    assert np.all(np.diff(rest) <= 0)
+
+
 @pytest.mark.parametrize("name", get_args(SelectionName))
 def test_a_smaller_choice_is_the_beginning_of_a_larger_one(name: SelectionName) -> None:
     a = draw(3, 40, NEURONS)
@@ -88,11 +122,12 @@ def test_the_explained_share_is_that_of_a_projection(seed: int, tokens: int, cou
     fitted = columns[:, kept.numpy()] @ np.linalg.lstsq(columns[:, kept.numpy()], columns, rcond=1e-10)[0]
     expected = (fitted**2).sum() / (columns**2).sum()
     assert explained_by(a.T @ a / tokens, norms, kept) == pytest.approx(expected, abs=1e-6)
-    best = SELECTIONS["svd"](layer_of(seed, a.float()), count)
     layer = layer_of(seed, a.float())
-    again = explained_by(layer.covariance, layer.down.norm(dim=0), best.keep(count))
-    assert best.explained is not None
-    assert float(best.explained[count - 1]) == pytest.approx(again, abs=1e-6)
+    for name in ("svd", "mean_abs_svd"):
+        best = SELECTIONS[name](layer, count)
+        again = explained_by(layer.covariance, layer.down.norm(dim=0), best.keep(count))
+        assert best.explained is not None
+        assert float(best.explained[count - 1]) == pytest.approx(again, abs=1e-6)
 
 
 def degenerate(seed: int, tokens: int, dead: int, twins: int, scale: float, spread: float) -> torch.Tensor:

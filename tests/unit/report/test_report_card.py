@@ -114,6 +114,6 @@ def test_base_model(source, name):
 @pytest.mark.parametrize("compensation", get_args(Compensation))
 def test_every_way_of_pruning_has_words(selection: SelectionName, compensation: Compensation) -> None:
     said = pruning(RunConfig(prune=Prune(selection=selection, compensation=compensation, beta=0.25)))
-    assert ("SVD" in said) == (selection == "svd")
+    assert ("SVD" in said) == ("svd" in selection)
     assert ("β 0.25" in said) == (compensation == "sequential")
     assert ("without compensation" in said) == (compensation == "none")
