@@ -131,31 +131,37 @@ def test_ddp_on_two_machines_distils_what_one_process_does(school: School, monke
 
 
 @pytest.mark.timeout(300)
-def test_fsdp_distils_what_one_process_does_and_goes_on_with_the_same_bits_after_a_process_has_failed(
-    school: School, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("strategy", "best", "process", "tensors"),
+    [
+        ("ddp", "best.partial", 1, ["tensors.safetensors"]),
+        ("fsdp", "best-1-of-2.partial", 2, ["tensors-0-of-2.safetensors", "tensors-1-of-2.safetensors"]),
+    ],
+)
+def test_it_goes_on_with_the_same_bits_after_a_process_has_failed(
+    strategy: str, best: str, process: int, tensors: list[str], school: School, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    school.check("fsdp", school.distil("fsdp", "fsdp"))
+    whole, cut = f"whole {strategy}", f"cut {strategy}"
+    school.check(whole, school.distil(whole, strategy))
 
-    config = Distill(**SETTINGS, distributed={"strategy": "fsdp", "processes": 2})
-    store = school.folder / "cut" / "checkpoints" / run._key(config, "x")
-    obstacle = store / "best-1-of-2.partial"
-    obstacle.mkdir(parents=True)  # the second process cannot write its best weights after step 4
+    config = Distill(**SETTINGS, distributed={"strategy": strategy, "processes": 2})
+    store = school.folder / cut / "checkpoints" / run._key(config, "x")
+    obstacle = store / best
+    obstacle.mkdir(parents=True)  # that process cannot write its best weights after step 4
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"Distillation: process 2 of 2 failed: .*directory"):
-        school.distil("cut", "fsdp")
+    with pytest.raises(RuntimeError, match=rf"Distillation: process {process} of 2 failed: .*directory"):
+        school.distil(cut, strategy)
     assert time.monotonic() - began < 60
     assert not psutil.Process().children(), "the others are gone too"
-    assert not list(school.out("cut").iterdir())
-    assert sorted(path.name for path in (store / "step-00000003").iterdir()) == [
-        "state.json", "tensors-0-of-2.safetensors", "tensors-1-of-2.safetensors",
-    ]  # fmt: skip
+    assert not list(school.out(cut).iterdir())
+    assert sorted(path.name for path in (store / "step-00000003").iterdir()) == ["state.json", *tensors]
     obstacle.rmdir()
     capfd.readouterr()
-    losses = school.distil("cut", "fsdp")
+    losses = school.distil(cut, strategy)
     assert "resuming after step 3" in capfd.readouterr().out
     assert losses == school.alone[3:] or losses == pytest.approx(school.alone[3:], rel=1e-6)
     for name in ("model.safetensors", "curve.csv"):
-        assert (school.out("cut") / name).read_bytes() == (school.out("fsdp") / name).read_bytes()
+        assert (school.out(cut) / name).read_bytes() == (school.out(whole) / name).read_bytes()
 
 
 def test_a_process_that_is_killed_is_named_whatever_the_others_say() -> None:
