@@ -13,6 +13,7 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 from sparsekd.report import read_summary
+from sparsekd.report.details import detail_tables
 from sparsekd.report.drawing import Drawing
 from sparsekd.report.plots import agreement, perplexity, profile, speed, task_scores
 from sparsekd.report.summary import Summary
@@ -64,6 +65,10 @@ def results(summary: Summary) -> tuple[str, dict[str, str | bytes]]:
             cells = [f"{cell.text}<br>({cell.note})" if cell.note else cell.text for cell in row.cells]
             rows.append(f"| {' | '.join([label, *cells])} |")
         lines.append("\n".join(rows))
+    if quantised := detail_tables(summary).get("quantised"):
+        rows = ["| " + " | ".join(row) + " |" for row in quantised.rows]
+        head = ["| " + " | ".join(quantised.columns) + " |", "|---|" + "---:|" * (len(quantised.columns) - 1)]
+        lines.append("\n".join([f"## Why not just quantise?\n\n{quantised.caption}\n", *head, *rows]))
     pictures: dict[str, str | bytes] = {}
     with TemporaryDirectory() as folder:
         for drawing in filter(None, (draw(summary) for draw in PICTURES)):

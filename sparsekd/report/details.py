@@ -187,9 +187,11 @@ def _quantised_table(summary: Summary) -> Table | None:
         return None
     files = sorted(summary.quantised, key=lambda found: -found.bytes)
     corpora, tasks = list(files[0].kl), list(files[0].tasks)
-    columns = ["File", "Size", "KL, mean", *(f"KL, {name}" for name in corpora), f"Perplexity, {corpora[0]}"]
-    columns += [f"Mean of {f.number_of(len(tasks), 'task')}"] if tasks else []
-    columns += ["Prefill, tokens/s", "Decode, tokens/s", "On the frontier?"]
+    seen = [name for name in corpora if (known := summary.corpora.get(name)) and known.role == "calibration"]
+    texts = {"calibration": seen, "other": [name for name in corpora if name not in seen]}
+    columns = ["File", "Size", "KL", *(f"{kind} text" for kind, names in texts.items() if names)]
+    columns += ["Perplexity", *([f"{f.number_of(len(tasks), 'task')}"] if tasks else [])]
+    columns += ["Prefill", "Decode", "Frontier"]
 
     def row(found: Quantised) -> tuple[str, ...]:
         speeds = (found.speed.prefill, found.speed.decode)
@@ -197,11 +199,12 @@ def _quantised_table(summary: Summary) -> Table | None:
             f"{found.model}, {found.type.upper()}",
             f.size(found.bytes),
             f"{found.mean_kl:.3f}",
-            *(f"{found.kl[name].value:.3f}" for name in corpora),
+            *(f"{mean(found.kl[name].value for name in names):.3f}" for names in texts.values() if names),
             f"{found.perplexity[corpora[0]].value:.2f}",
             *([f.percent(mean(found.tasks[name].value for name in tasks))] if tasks else []),
             *(f.NOTHING if speed is None else f"{speed:.0f}" for speed in speeds),
             "no" if any(other.beats(found) for other in files) else "yes",
         )
 
-    return Table("Both models in llama.cpp", tuple(columns), tuple(map(row, files)))
+    title = f"Both models in llama.cpp: mean KL to dense in nats a token, perplexity of {corpora[0]}, tokens a second"
+    return Table(title, tuple(columns), tuple(map(row, files)))
