@@ -59,6 +59,7 @@ def jobs() -> Iterator[Job]:
     """All of them, the ones that decide most first."""
     yield Job("dense", "none", 1536)
     yield Job("dense", "none", 1536, DISTILL_TOKENS)
+    yield from (Job(BEST[0], "sequential", width) for width in WIDTHS)
     yield from (Job(selection, "sequential", MIDDLE, DISTILL_TOKENS) for selection in (*BEST, "svd", "obs"))
     yield from (Job("optipfair", "data", MIDDLE, DISTILL_TOKENS, rate=rate) for rate in RATES)
     for seed in SEEDS[1:]:

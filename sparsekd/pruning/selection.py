@@ -21,7 +21,7 @@ _COLUMNS = 256
 _PANEL = 64
 _EXPLAINED = 1e-8
 """A neuron of whose energy at most this share is left adds nothing but rounding errors."""
-_BY_ENERGY = 7
+_BY_ENERGY = 4
 """Of so many pivots of `mean_abs_svd` one is picked by energy, the others by the mean of |a| (docs/experiments.md)."""
 
 
@@ -60,7 +60,7 @@ def svd(layer: LayerStatistics, count: int) -> Selection:
 
 
 def mean_abs_svd(layer: LayerStatistics, count: int) -> Selection:
-    """As `svd`, but six of seven pivots are the neuron of the highest E|a_j| that those before it do not explain yet.
+    """As `svd`, but three of four pivots are the neuron of the highest E|a_j| that those before it do not explain yet.
 
     Energy is what a few strong tokens make it; the mean of |a| also speaks for neurons that other text needs.
     """
@@ -105,7 +105,7 @@ def select_svd(
     """Column-pivoted QR of C^(1/2) D at full rank, D = diag(‖W_:j‖), by pivoted Cholesky of D C D in float64.
 
     One pass and no inverse, safe on a singular C: neurons beyond the numerical rank follow by their energy. A pivot is
-    the neuron of which the most energy is left; with `score`, that is every seventh, and the others are the highest
+    the neuron of which the most energy is left; with `score`, that is every fourth, and the others are the highest
     score of which any is left.
     """
     norms = down_norms.double()
