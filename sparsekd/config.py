@@ -18,7 +18,7 @@ OpenMPWait = Literal["passive", "active"]
 CacheKind = Literal["hidden", "sampled", "online"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Choice = Literal["auto", "always", "never"]  # not on and off, which some YAML readers take for booleans
-SelectionName = Literal["svd", "mean_abs_svd", "energy", "mean_abs", "magnitude", "random"]
+SelectionName = Literal["mean_abs_svd", "svd", "energy", "mean_abs", "magnitude", "random"]
 Compensation = Literal["none", "one_shot", "sequential"]
 QuantisedType = Literal["q8_0", "q4_0"]
 ExportFormat = Literal["gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0"]
@@ -138,7 +138,9 @@ class Prune(Section):
         "any width.",
     )
     selection: SelectionName = Field(
-        "svd", description="Which neurons stay: svd subset selection, or what it is compared with (method.md)."
+        "mean_abs_svd",
+        description="Which neurons stay: svd subset selection led by the mean of |a|, or what it is compared with "
+        "(method.md).",
     )
     compensation: Compensation = Field(
         "sequential",

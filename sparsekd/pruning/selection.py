@@ -92,7 +92,7 @@ def random(layer: LayerStatistics, count: int) -> Selection:
 
 
 SELECTIONS: Mapping[SelectionName, Select] = {
-    "svd": svd, "mean_abs_svd": mean_abs_svd, "energy": energy, "mean_abs": mean_abs, "magnitude": magnitude,
+    "mean_abs_svd": mean_abs_svd, "svd": svd, "energy": energy, "mean_abs": mean_abs, "magnitude": magnitude,
     "random": random,
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ def as_text(raw: dict[str, dict[str, Any]], config: RunConfig | None) -> Setting
 
 _SELECTED = {
     "svd": "SVD subset selection of neurons",
-    "mean_abs_svd": "neurons selected by mean absolute activation and SVD",
+    "mean_abs_svd": "SVD subset selection of neurons, led by their mean absolute activation",
     "energy": "neurons selected by energy",
     "mean_abs": "neurons selected by mean absolute activation",
     "magnitude": "neurons selected by magnitude of their weights",
