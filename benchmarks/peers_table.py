@@ -12,6 +12,7 @@ from benchmarks.peers import BEST, COMPENSATIONS, DISTILL_TOKENS, MIDDLE, SEEDS,
 Results = Mapping[Job, dict[str, Any]]
 _T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t at 97.5 % by number of pairs
 IN_DOMAIN = ("wiki", "c4")
+DENSE, TUNED = Job("dense", "none", 1536), Job("dense", "none", 1536, DISTILL_TOKENS)
 
 
 def excess(line: dict[str, Any], against: dict[str, Any]) -> dict[str, float]:
@@ -22,35 +23,68 @@ def excess(line: dict[str, Any], against: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _cells(line: dict[str, Any], results: Results) -> str:
-    """Mean excess loss in and out of domain, mean KL, mean task score."""
-    over = excess(line, results[Job("dense", "none", 1536)])
-    inside = mean(value for corpus, value in over.items() if corpus in IN_DOMAIN)
-    outside = mean(value for corpus, value in over.items() if corpus not in IN_DOMAIN)
-    kl = mean(score["kl"]["value"] for score in line["scores"]["test"].values())
-    tasks = f"{100 * mean(task['value'] for task in line['tasks'].values()):.1f}" if line["tasks"] else ""
-    seconds = sum(line["cpu_seconds"].values())
-    return f"{inside:.3f} | {outside:.3f} | {kl:.3f} | {tasks} | {seconds:.0f} | {line['peak_gib']:.1f}"
-
-
-_HEAD = (
-    "| selection | compensation | excess, wiki and c4 | excess, others | KL | tasks, % | CPU-seconds | GiB |\n"
-    "|---|---|---:|---:|---:|---:|---:|---:|"
-)
-
-
 def tables(results: Results) -> str:
-    """One table for each width before distillation and after it, and the paired seeds."""
-    parts = []
-    for tokens, title in ((0, "before distillation"), (DISTILL_TOKENS, f"after {DISTILL_TOKENS:,} tokens")):
+    """The goals, one table for each width before distillation and after it, and the paired seeds."""
+    parts = [_goals(results)]
+    for tokens in (0, DISTILL_TOKENS):
         for width in WIDTHS:
-            chosen = [job for job in results if (job.width, job.tokens, job.seed) == (width, tokens, 0)]
-            if chosen:
-                ranked = sorted(_best_rates(chosen, results), key=lambda job: _mean_kl(results[job]))
-                rows = [f"| {job.selection} | {_how(job)} | {_cells(results[job], results)} |" for job in ranked]
-                parts.append("\n".join([f"Width {width}, {title}:\n", _HEAD, *rows]))
-    paired = _seeds(results)
-    return "\n\n".join([*parts, *([paired] if paired else [])])
+            if chosen := _at(width, tokens, results):
+                parts.append(_table(width, tokens, chosen, results))
+    return "\n\n".join(filter(None, [*parts, _seeds(results)]))
+
+
+def _at(width: int, tokens: int, results: Results) -> list[Job]:
+    """The first seed's jobs, nearest to dense first; of optipfair distilled the best rate."""
+    chosen = [job for job in results if (job.width, job.tokens, job.seed) == (width, tokens, 0)]
+    return sorted(_best_rates(chosen, results), key=lambda job: _mean_kl(results[job]))
+
+
+def _when(tokens: int) -> str:
+    return f"after {tokens:,} tokens" if tokens else "before distillation"
+
+
+def _table(width: int, tokens: int, chosen: list[Job], results: Results) -> str:
+    """Excess loss in and out of domain and KL; after distillation also excess over dense trained alike, and tasks."""
+    columns = ["excess, wiki and c4", "excess, others", "KL"]
+    columns += ["excess over dense trained alike", "tasks, %"] if tokens else []
+    columns += ["CPU-seconds", "GiB"]
+    lines = [f"### Width {width} of {DENSE.width}, {_when(tokens)}", "", _row(["selection", "compensation", *columns])]
+    lines.append("|---|---|" + "---:|" * len(columns))
+    for job in chosen:
+        line = results[job]
+        over = excess(line, results[DENSE])
+        inside = mean(value for corpus, value in over.items() if corpus in IN_DOMAIN)
+        outside = mean(value for corpus, value in over.items() if corpus not in IN_DOMAIN)
+        cells = [f"{value:.3f}" for value in (inside, outside, _mean_kl(line))]
+        if tokens:
+            cells.append(f"{mean(excess(line, results[TUNED]).values()):.3f}")
+            cells.append(f"{100 * mean(task['value'] for task in line['tasks'].values()):.1f}")
+        cells += [f"{sum(line['cpu_seconds'].values()):.0f}", f"{line['peak_gib']:.1f}"]
+        lines.append(_row([job.selection, _how(job), *cells]))
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _goals(results: Results) -> str:
+    """Our mean excess loss as a share of the best peer's as it usually comes, and of optipfair's."""
+    rows = []
+    for tokens in (0, DISTILL_TOKENS):
+        for width in WIDTHS:
+            chosen = _at(width, tokens, results)
+            over = {job: mean(excess(results[job], results[DENSE]).values()) for job in chosen}
+            ours = over.get(Job(BEST[0], COMPENSATIONS[2], width, tokens))
+            usual = {job: loss for job, loss in over.items() if USUAL.get(job.selection) == job.compensation}
+            fair = [loss for job, loss in over.items() if (job.selection, job.compensation) == ("optipfair", "data")]
+            if ours and (usual or fair):
+                peer = min(usual, key=lambda job: usual[job]) if usual else None
+                cells = [f"{usual[peer]:.3f} ({peer.selection}) | {ours / usual[peer]:.2f}" if peer else "– | –"]
+                cells.append(f"{fair[0]:.3f} | {ours / fair[0]:.2f}" if fair else "– | –")
+                rows.append(_row([f"{width}, {_when(tokens)}", f"{ours:.3f}", *cells]))
+    head = [f"width | {BEST[0]}, sequential", "best peer, as it usually comes | share", "optipfair, data | share"]
+    return "\n".join(["### Goals", "", _row(head), "|---|" + "---:|" * 5, *rows]) if rows else ""
 
 
 def _how(job: Job) -> str:
@@ -88,8 +122,8 @@ def _seeds(results: Results) -> str:
             rows.append(f"| {BEST[0]} − {peer} | {len(pairs)} | {_interval(kl)} | {_interval(loss)} |")
     if not rows:
         return ""
-    title = f"Paired seeds, width {MIDDLE}, after {DISTILL_TOKENS:,} tokens (95 % intervals):\n"
-    return "\n".join([title, "| difference | seeds | KL | loss |", "|---|---:|---:|---:|", *rows])
+    title = f"### Paired seeds, width {MIDDLE}, {_when(DISTILL_TOKENS)}, 95 % intervals"
+    return "\n".join([title, "", "| difference | seeds | KL | loss |", "|---|---:|---:|---:|", *rows])
 
 
 def _interval(values: list[float]) -> str:

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 import sparsekd
+from benchmarks import jobs, peers, peers_table
 from flows.cli import app
 from sparsekd import api
 from sparsekd.calibration.corpora import read_jsonl
@@ -142,6 +143,12 @@ def test_the_readme_shows_the_run_that_the_results_are_made_from() -> None:
     for ratio in (speed.prefill, speed.decode):
         assert ratio
         assert f" {ratio.value:.2f} × ({ratio.low:.2f}–{ratio.high:.2f}) |" in text
+
+
+def test_the_page_on_peers_shows_what_is_committed() -> None:
+    text = (ROOT / "docs" / "peers.md").read_text()
+    found = jobs.read(ROOT / peers.OUT, peers.Job)
+    assert peers_table.tables(found) == text.partition("<!-- TABLES -->\n")[2].partition("\n<!-- /TABLES -->")[0]
 
 
 # --- commands, options, settings -----------------------------------------------------------------------------------
