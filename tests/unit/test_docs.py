@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -143,6 +144,26 @@ def test_the_readme_shows_the_run_that_the_results_are_made_from() -> None:
     for ratio in (speed.prefill, speed.decode):
         assert ratio
         assert f" {ratio.value:.2f} × ({ratio.low:.2f}–{ratio.high:.2f}) |" in text
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/quantise.md"])
+def test_the_quantised_files_are_those_of_that_run(file: str) -> None:
+    """Every row of the table: bytes, tasks and speed, and the KL and perplexity as that page rounds them."""
+    text = (ROOT / file).read_text()
+    quantised = summary.read_summary(ROOT / "docs" / "results" / "default.json").quantised
+    assert quantised
+    for row in quantised:
+        kl = {corpus: score.value for corpus, score in row.kl.items()}
+        inside = mean(kl[corpus] for corpus in ("wiki", "c4"))
+        outside = mean(kl[corpus] for corpus in ("stories", "code", "chat"))
+        tasks = f"{100 * mean(score.value for score in row.tasks.values()):.1f}"
+        wiki = row.perplexity["wiki"].value
+        readme = f"| {mean(kl.values()):.3f} | {wiki:.1f} | {tasks} % |"
+        page = f"| {inside:.3f} | {outside:.3f} | {wiki:.2f} | {tasks} |"
+        name = "ours" if row.model == "distilled" else row.model
+        assert row.speed
+        line = f"| {name} {row.type.upper()} | {row.bytes / 1e6:.0f} {readme if file == 'README.md' else page}"
+        assert f"{line} {row.speed.prefill:.0f} | {row.speed.decode:.1f} |" in text
 
 
 def test_the_page_on_peers_shows_what_is_committed() -> None:
