@@ -22,8 +22,9 @@ from ruamel.yaml.error import YAMLError
 from flows.commands import git
 from flows.params_text import edit_text, plain
 from flows.workspace import find_revision
-from sparsekd.config import BUDGETS, RunConfig, field_annotation, flat, parse_config, valid_keys
+from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.errors import ConfigError
+from sparsekd.settings import field_annotation, flat, parse_config, valid_keys
 from sparsekd.sources import catalogue
 from tasks.corpora import recorded
 from tasks.environment import checkout_root

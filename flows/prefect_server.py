@@ -15,7 +15,8 @@ from jsonschema.exceptions import ValidationError as SchemaError
 from prefect.utilities.schema_tools import validation
 from pydantic import ValidationError
 
-from sparsekd.config import RunConfig, Section, faults
+from sparsekd.config import RunConfig, Section
+from sparsekd.settings import faults
 
 Errors = Callable[..., Iterator[SchemaError]]
 _SECTIONS = {

@@ -10,12 +10,13 @@ from flows import machine
 from flows.confined import check_confined
 from flows.estimate import Estimate, widths
 from sparsekd.artifacts import hash_directory
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.distillation.processes import Machines, plan_processes
 from sparsekd.errors import ConfigError, ModelError, ResourceError, SourceError
 from sparsekd.evaluation.packaged_tasks import check_tasks
 from sparsekd.export.formats import check_types, gguf_types
 from sparsekd.families import family_of, standard_config
+from sparsekd.settings import parse_config
 from sparsekd.sources import ResolvedModel, model_config, packaged_tasks, resolve_model, resolve_text
 from tasks.corpora import own_corpora
 from tasks.state import read_json

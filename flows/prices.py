@@ -11,9 +11,10 @@ from pathlib import Path
 
 import sparsekd
 from flows.params import sections
-from sparsekd.config import BUDGETS, RunConfig, parse_config
+from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.errors import SparseKDError
 from sparsekd.evaluation.offers import PriceList
+from sparsekd.settings import parse_config
 from tasks.state import FOLDER, write_json
 
 _READ = ("model", "texts", "calibrate", "runtime")

@@ -18,9 +18,10 @@ from flows.history import RunRecord  # noqa: E402
 from flows.hooks import STAGES_FLOW, begin  # noqa: E402
 from flows.isolated import run_isolated  # noqa: E402
 from flows.kept import kept_config, kept_runs, kept_summary, same_values  # noqa: E402
-from sparsekd.config import RunConfig, parse_config  # noqa: E402
+from sparsekd.config import RunConfig  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.report.changes import changes, markdown  # noqa: E402
+from sparsekd.settings import parse_config  # noqa: E402
 
 
 @flow(name="refresh", **STAGES_FLOW)

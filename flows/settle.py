@@ -9,7 +9,8 @@ from flows import params, preflight, versions
 from flows.estimate import estimate
 from flows.params import KEPT_SECTIONS, PRESETS, Change
 from flows.staleness import staleness
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import RunConfig
+from sparsekd.settings import parse_config
 
 
 def settle(given: dict[str, dict[str, Any]], root: Path, home: Path | None = None) -> list[Change]:

@@ -21,9 +21,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sparsekd.artifacts import Artifact, Draft, writing
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError, ResourceError, SparseKDError, StageError
 from sparsekd.runtime import prepare_process
+from sparsekd.settings import parse_config
 from tasks.graph import StageSpec, stage_by_command
 from tasks.quick import leave_quickly
 

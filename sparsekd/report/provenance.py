@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sparsekd.config import BUDGETS, RunConfig, flat
+from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.report import formatting as f
 from sparsekd.report.context import Context
 from sparsekd.report.details import Table
+from sparsekd.settings import flat
 
 _RESOLVED = {"preset", "model.revision", "texts.revisions"}
 """What a run fills in by itself."""

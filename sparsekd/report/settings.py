@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from sparsekd.config import RunConfig, flat, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
+from sparsekd.settings import flat, parse_config
 
 Settings = dict[str, dict[str, str]]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.artifacts import Artifact, hash_file
-from sparsekd.config import parse_config
 from sparsekd.errors import ArtifactError
+from sparsekd.settings import parse_config
 from tasks.git import code_state
 from tasks.graph import StageSpec, read_graph
 from tasks.process import read_params, select

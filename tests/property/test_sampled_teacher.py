@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsekd.config import RunConfig, Teacher, parse_config
+from sparsekd.config import RunConfig, Teacher
 from sparsekd.distillation.cache_size import hidden_token_bytes, id_bits, packed_bytes, sampled_token_bytes
 from sparsekd.distillation.losses import distillation_terms, kl_divergence, sampled_terms
 from sparsekd.distillation.teacher.sampled import SampledFormat, pack_ids, read_sample, sample, unpack_ids
 from sparsekd.errors import ConfigError
+from sparsekd.settings import parse_config
 
 
 @settings(deadline=None, max_examples=40)

@@ -21,8 +21,9 @@ from benchmarks import jobs, peers, peers_table
 from flows.cli import app
 from sparsekd import api
 from sparsekd.calibration.corpora import read_jsonl
-from sparsekd.config import RunConfig, all_keys, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.report import summary, write_report
+from sparsekd.settings import all_keys, parse_config
 from tests.made_up_run import MadeUpRun
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from flows import doctor, job, steps
 from flows.cli import app
-from sparsekd.config import RunConfig, all_keys
+from sparsekd.config import RunConfig
 from sparsekd.errors import ModelError
+from sparsekd.settings import all_keys
 
 CHECKOUT = Path(__file__).parents[3]
 COMMANDS = (

@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 from flows import cli, history, params
 from flows.params import Change
 from flows.params_text import edit_text
-from sparsekd.config import RunConfig, all_keys, flat, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
+from sparsekd.settings import all_keys, flat, parse_config
 from sparsekd.sources import resolve_model, resolve_text
 
 CHECKOUT = Path(__file__).parents[3]

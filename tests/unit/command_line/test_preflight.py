@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 
 from flows import machine, params, preflight
 from flows.estimate import Estimate, compressed, estimate
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError, ExportError, ModelError, ResourceError, SourceError, SparseKDError
+from sparsekd.settings import parse_config
 from tasks.graph import read_graph
 from tests.tiny_models import tiny_config
 

@@ -12,8 +12,9 @@ import yaml
 
 from flows import params, versions
 from flows.commands import git
-from sparsekd.config import RunConfig, parse_config
+from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
+from sparsekd.settings import parse_config
 from tasks.corpora import own_corpora, recorded
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64

@@ -8,8 +8,9 @@ import pytest
 
 from flows.params import load_preset, with_preset
 from flows.settle import merge, nearest_preset
-from sparsekd.config import Prune, RunConfig, parse_config
+from sparsekd.config import Prune, RunConfig
 from sparsekd.errors import ConfigError
+from sparsekd.settings import parse_config
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sparsekd.config import parse_config
 from sparsekd.report import Context, write_report
 from sparsekd.report.comparison import headline, write_comparison
 from sparsekd.report.context import comparable, groups, same_model
@@ -15,6 +14,7 @@ from sparsekd.report.others import THIS, among_others
 from sparsekd.report.provenance import cost_table, repeat
 from sparsekd.report.summarise import summarise
 from sparsekd.report.tradeoff import results
+from sparsekd.settings import parse_config
 from tests.made_up_run import EXCESS, MadeUpRun, made_up_prices
 
 
