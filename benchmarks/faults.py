@@ -28,9 +28,9 @@ from typing import Any
 
 import psutil
 
-from flows.commands import git
-from flows.servers import answers, free_port
-from flows.workspace import Workspace, experiments, workspaces
+from flows.server.servers import answers, free_port
+from flows.workspaces.commands import git
+from flows.workspaces.workspace import Workspace, experiments, workspaces
 from tasks.cache import dvc_objects
 from tasks.state import read_json, read_state
 from tests.miniature import processes_in

@@ -20,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from flows.commands import git
-from flows.workspace import experiments, workspaces
+from flows.workspaces.commands import git
+from flows.workspaces.workspace import experiments, workspaces
 from tasks.cache import dvc_objects
 
 SHARED = ("calibrate", "teacher", "evaluate@dense")

@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import jobs as job_lines
-from flows.params import with_settings
+from flows.settings.params import with_settings
 from sparsekd.config import RunConfig, Runtime
 from sparsekd.runtime import resolve_device
 

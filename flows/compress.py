@@ -19,14 +19,14 @@ from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
-from flows import settle  # noqa: E402
-from flows.holding import close_unfinished, note_run  # noqa: E402
-from flows.hooks import STAGES_FLOW, begin, ended  # noqa: E402
-from flows.isolated import run_isolated  # noqa: E402
-from flows.lock import run_lock  # noqa: E402
-from flows.orphan import end_with_parent  # noqa: E402
-from flows.result import gate_of  # noqa: E402
+from flows.flow_runs.holding import close_unfinished, note_run  # noqa: E402
+from flows.flow_runs.hooks import STAGES_FLOW, begin, ended  # noqa: E402
+from flows.flow_runs.orphan import end_with_parent  # noqa: E402
+from flows.flow_runs.result import gate_of  # noqa: E402
+from flows.settings import settle  # noqa: E402
 from flows.stages import run_stages, show_and_track  # noqa: E402
+from flows.workspaces.isolated import run_isolated  # noqa: E402
+from flows.workspaces.lock import run_lock  # noqa: E402
 from sparsekd.config import (  # noqa: E402
     Benchmark,
     Calibrate,

@@ -17,11 +17,11 @@ from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
-from flows import params  # noqa: E402
-from flows.apart import COMMAND_FLOW, run_command  # noqa: E402
-from flows.confined import check_confined, check_source  # noqa: E402
-from flows.holding import name_run  # noqa: E402
-from flows.hooks import begin  # noqa: E402
+from flows.flow_runs.apart import COMMAND_FLOW, run_command  # noqa: E402
+from flows.flow_runs.holding import name_run  # noqa: E402
+from flows.flow_runs.hooks import begin  # noqa: E402
+from flows.settings import params  # noqa: E402
+from flows.settings.confined import check_confined, check_source  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
 

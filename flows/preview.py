@@ -14,10 +14,10 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.states import Failed  # noqa: E402
 
-from flows.apart import COMMAND_FLOW, run_command  # noqa: E402
-from flows.hooks import begin  # noqa: E402
-from flows.previewing import as_markdown  # noqa: E402
-from flows.result import embedded  # noqa: E402
+from flows.commands.previewing import as_markdown  # noqa: E402
+from flows.flow_runs.apart import COMMAND_FLOW, run_command  # noqa: E402
+from flows.flow_runs.hooks import begin  # noqa: E402
+from flows.flow_runs.result import embedded  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.offers import WIDTHS  # noqa: E402
 

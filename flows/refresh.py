@@ -13,11 +13,13 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
-from flows import history, params, preflight  # noqa: E402
-from flows.history import RunRecord  # noqa: E402
-from flows.hooks import STAGES_FLOW, begin  # noqa: E402
-from flows.isolated import run_isolated  # noqa: E402
-from flows.kept import kept_config, kept_runs, kept_summary, same_values  # noqa: E402
+from flows.checks import preflight  # noqa: E402
+from flows.flow_runs.hooks import STAGES_FLOW, begin  # noqa: E402
+from flows.settings import params  # noqa: E402
+from flows.workspaces import history  # noqa: E402
+from flows.workspaces.history import RunRecord  # noqa: E402
+from flows.workspaces.isolated import run_isolated  # noqa: E402
+from flows.workspaces.kept import kept_config, kept_runs, kept_summary, same_values  # noqa: E402
 from sparsekd.config import RunConfig  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.report.changes import changes, markdown  # noqa: E402

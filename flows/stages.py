@@ -13,9 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run as this_run
 
-from flows import known
-from flows.result import result_page
-from flows.servers import served_mlflow
+from flows.flow_runs.result import result_page
+from flows.server.servers import served_mlflow
+from flows.workspaces import known
 from sparsekd.errors import ConfigError, StageError
 from tasks.graph import read_graph, upstream
 from tasks.remote import Remote, default_remote

@@ -21,15 +21,17 @@ from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from pydantic import Field  # noqa: E402
 
-from flows import grid, params, workspace  # noqa: E402
-from flows.child import run_child  # noqa: E402
-from flows.compare import compare  # noqa: E402
-from flows.display import STAGES  # noqa: E402
-from flows.grid import Plan, Point  # noqa: E402
-from flows.holding import close_unfinished, name_run  # noqa: E402
-from flows.hooks import begin, tell  # noqa: E402
-from flows.lock import run_lock  # noqa: E402
-from flows.orphan import end_with_parent  # noqa: E402
+from flows.commands.display import STAGES  # noqa: E402
+from flows.flow_runs.child import run_child  # noqa: E402
+from flows.flow_runs.holding import close_unfinished, name_run  # noqa: E402
+from flows.flow_runs.hooks import begin, tell  # noqa: E402
+from flows.flow_runs.orphan import end_with_parent  # noqa: E402
+from flows.settings import params  # noqa: E402
+from flows.sweeps import grid  # noqa: E402
+from flows.sweeps.compare import compare  # noqa: E402
+from flows.sweeps.grid import Plan, Point  # noqa: E402
+from flows.workspaces import workspace  # noqa: E402
+from flows.workspaces.lock import run_lock  # noqa: E402
 from sparsekd.errors import SparseKDError, StageError  # noqa: E402
 from tasks.graph import read_graph  # noqa: E402
 from tasks.groups import end_recorded_groups  # noqa: E402
@@ -175,7 +177,7 @@ def _run_point(point: Point, running: _Sweep) -> str:
 
     try:
         run_child(
-            ["flows.point", str(plan.file(point))],
+            ["flows.sweeps.point", str(plan.file(point))],
             root=plan.folder,
             name=point.label,
             log=log,

@@ -1,6 +1,6 @@
 """What a killed run can leave behind, and how the next one clears it away before it starts.
 
-Call `repair` only while holding the checkout's run lock (flows/lock.py).
+Call `repair` only while holding the checkout's run lock (flows/workspaces/lock.py).
 """
 
 from __future__ import annotations

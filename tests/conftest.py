@@ -127,7 +127,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     Not for all tests of a process: idle it takes 2 % of a core, and its start 4 CPU-seconds.
     """
-    from flows.servers import free_port, start_prefect
+    from flows.server.servers import free_port, start_prefect
     from tests.databases import copy_prefect_database
 
     root = tmp_path_factory.mktemp("prefect")

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import yaml
 
-from flows.commands import git
-from flows.workspace import experiments
+from flows.workspaces.commands import git
+from flows.workspaces.workspace import experiments
 from tasks.cache import dvc_objects
 from tasks.environment import dvc_command
 from tasks.graph import StageSpec, read_graph

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.servers import free_port
+from flows.server.servers import free_port
 from tests.miniature import wait_until
 
 BUCKET = "sparsekd"

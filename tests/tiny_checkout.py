@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from flows import params, params_text
+from flows.settings import params, params_text
 from sparsekd.artifacts import writing
 from tasks.environment import dvc_command
 from tests.tiny_models import make_documents, make_tokenizer, write_model

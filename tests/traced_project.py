@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner, Result
 
-from flows.cli import app
-from flows.commands import dvc, git
-from flows.workspace import experiments
+from flows.cli.app import app
+from flows.workspaces.commands import dvc, git
+from flows.workspaces.workspace import experiments
 from sparsekd.artifacts import Artifact, library_versions
 from tasks.graph import read_graph
 from tasks.track import track

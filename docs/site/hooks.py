@@ -40,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 def commands() -> str:
     """The command line as typer describes it, a section for each command."""
-    found = _output(sys.executable, "-m", "typer", "flows.cli", "utils", "docs", "--name", "sparsekd")
+    found = _output(sys.executable, "-m", "typer", "flows.cli.app", "utils", "docs", "--name", "sparsekd")
     return found.replace("# `sparsekd`", "# Commands", 1)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from flows.lock import current_holder
+from flows.workspaces.lock import current_holder
 from tasks.repro import reproduce
 from tasks.state import read_json, read_state
 from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 LAUNCH = """
 import sys
 from pathlib import Path
-from flows.launch import launch
+from flows.commands.launch import launch
 from sparsekd.errors import SparseKDError
 try:
     print("outcome", launch(Path.cwd(), quiet=True, wait="wait" in sys.argv))
@@ -74,7 +74,7 @@ def task_states(api: str, run: Any) -> dict[str, str]:
 
 def clean(checkout: Miniature, api: str, days: float) -> str:
     """Remove flow runs that are older; how many were."""
-    program = f"from flows.retention import remove_older; print(remove_older({days}))"
+    program = f"from flows.server.retention import remove_older; print(remove_older({days}))"
     with started(checkout, program, PREFECT_API_URL=api) as process:
         output, _ = process.communicate()
     return output.strip()
@@ -204,7 +204,7 @@ def test_kill_9_with_a_server_of_its_own(checkout: Miniature) -> None:
     checkout.edit("width: 0.75", "width: 0.5")
     with started(checkout, LAUNCH) as process:
         checkout.held("prune")
-        assert any("flows.prefect_server" in command for command in checkout.processes())
+        assert any("flows.server.prefect_server" in command for command in checkout.processes())
         kill(process)
         wait_until(lambda: not checkout.processes(), "stages and server to end", seconds=3)
         killed = read_json(checkout.root / ".sparsekd" / "run.json")["flow_run_id"]

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.servers import free_port, start_prefect
+from flows.server.servers import free_port, start_prefect
 from tests.miniature import CHECKOUT, STAGES, Miniature, make_miniature, wait_until
 from tests.prefect_api import ask
 from tests.s3_server import KEYS, Storage, storage
@@ -147,9 +147,9 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         own = {"PREFECT_HOME": str(base / "home")}
         prefect("prefect", "work-pool", "create", "machines", "--type", "process", cwd=origin, environment=clean | own)
         prefect("prefect", "--no-prompt", "deploy", "--all", cwd=origin, environment=clean | own)
-        first = prefect("flows.automations", cwd=origin, environment=clean | own)
+        first = prefect("flows.server.automations", cwd=origin, environment=clean | own)
         assert first.count("created") == 4
-        assert "All automations are there" in prefect("flows.automations", cwd=origin, environment=clean | own)
+        assert "All automations are there" in prefect("flows.server.automations", cwd=origin, environment=clean | own)
         yield Team(f"{server.url}/api", remote, (machines[0], machines[1]))
 
 
@@ -226,7 +226,7 @@ def test_a_run_that_crashes_before_its_flow_begins_is_given_up(team: Team) -> No
     """A worker that was not told where its clone is: no attempt is ever counted, so the server counts the crashes."""
     one, _ = team.machines
     fewer = one.environment | {"SPARSEKD_ATTEMPTS": "1"}
-    assert "updated" in prefect("flows.automations", cwd=one.clone.root, environment=fewer)
+    assert "updated" in prefect("flows.server.automations", cwd=one.clone.root, environment=fewer)
     with one.at_work(SPARSEKD_HOME=""):
         ended = team.ends(team.run(), "Failed", 240)
     assert ended["run_count"] == 0

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.servers import answers, free_port, start_prefect
+from flows.server.servers import answers, free_port, start_prefect
 from tests.e2e.test_flow import LAUNCH
 from tests.miniature import make_miniature, started, wait_until
 from tests.prefect_api import ask

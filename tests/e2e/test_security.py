@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from flows.commands import git
-from flows.servers import free_port
+from flows.server.servers import free_port
+from flows.workspaces.commands import git
 from tests.databases import copy_mlflow_database
 from tests.integration.test_command_line import command
 from tests.miniature import Miniature, make_miniature, started, wait_until
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SERVE = """
 import sys
 from pathlib import Path
-from flows.serve import serve
+from flows.commands.serve import serve
 serve(prefect_port=int(sys.argv[1]), mlflow_port=int(sys.argv[2]), host="127.0.0.2", sources=Path(sys.argv[3]))
 """
 SECRETS = {

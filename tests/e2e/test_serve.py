@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.commands import git
-from flows.servers import answers, free_port
-from flows.workspace import experiments, left_behind
+from flows.server.servers import answers, free_port
+from flows.workspaces.commands import git
+from flows.workspaces.workspace import experiments, left_behind
 from tasks.repro import reproduce
 from tasks.state import read_json
 from tests.databases import copy_mlflow_database
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SERVE = """
 import sys
-from flows.serve import serve
+from flows.commands.serve import serve
 from sparsekd.errors import SparseKDError
 try:
     serve(cron=sys.argv[3] or None, prefect_port=int(sys.argv[1]), mlflow_port=int(sys.argv[2]))
@@ -200,7 +200,7 @@ def test_a_server_that_dies_is_started_again_and_the_run_goes_on(served: Served)
     [server] = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if (command := process.info["cmdline"] or []) and {"flows.prefect_server", "start", port} <= set(command)
+        if (command := process.info["cmdline"] or []) and {"flows.server.prefect_server", "start", port} <= set(command)
         if not any("guard" in part for part in command)
     ]
     server.kill()

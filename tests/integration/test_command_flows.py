@@ -49,7 +49,7 @@ def test_a_checkpoint_is_measured(api: str, tmp_path: Path, tiny_llama_dir: Path
 
 
 def test_progress_is_said_as_it_comes(tmp_path: Path) -> None:
-    from flows.apart import new_lines
+    from flows.flow_runs.apart import new_lines
 
     said: list[str] = []
     log = tmp_path / "log"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.lock import run_lock
-from flows.staleness import staleness
+from flows.checks.staleness import staleness
+from flows.workspaces.lock import run_lock
 from sparsekd.report import write_report
 from tasks.environment import dvc_command
 from tests.databases import copy_mlflow_database
@@ -102,7 +102,7 @@ def values(mini: Miniature) -> dict[str, dict[str, object]]:
 
 def test_with_nothing_to_do_the_stored_result_is_shown_and_nothing_heavy_loads(mini: Miniature) -> None:
     program = (
-        "import json, sys\nfrom flows.cli import app\n"
+        "import json, sys\nfrom flows.cli.app import app\n"
         "try: app(['compress'])\nexcept SystemExit as ended: print('\\nexit', ended.code)\n"
         "print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import freeing
-from flows.commands import dvc, git
-from flows.workspace import Workspace, create, experiments, find_revision, left_behind, remove
+from flows.commands import freeing
+from flows.workspaces.commands import dvc, git
+from flows.workspaces.workspace import Workspace, create, experiments, find_revision, left_behind, remove
 from sparsekd.errors import ConfigError
 from tests.e2e.test_flow import receiver
 from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture
@@ -24,7 +24,7 @@ from tests.prefect_api import ask
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-COMPRESS = "import sys; sys.argv[0] = 'sparsekd'; from flows.cli import main; main()"
+COMPRESS = "import sys; sys.argv[0] = 'sparsekd'; from flows.cli.app import main; main()"
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands import git
-from flows.doctor import checks
-from flows.workspace import create
+from flows.commands.doctor import checks
+from flows.workspaces.commands import git
+from flows.workspaces.workspace import create
 from tasks.remote import Remote, check, default_remote, push, warning_of_run
 from tasks.repro import reproduce
 from tests.e2e.test_flow import LAUNCH

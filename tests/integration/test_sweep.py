@@ -8,9 +8,9 @@ import signal
 
 import pytest
 
-from flows import grid
-from flows.commands import git
-from flows.workspace import experiments, left_behind
+from flows.sweeps import grid
+from flows.workspaces.commands import git
+from flows.workspaces.workspace import experiments, left_behind
 from sparsekd.errors import ConfigError
 from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture
 from tests.integration.test_isolated import COMPRESS, Run, mini, run  # noqa: F401 - fixtures

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import adding
-from flows.commands import dvc, git
+from flows.commands import adding
+from flows.workspaces.commands import dvc, git
 from sparsekd.artifacts import hash_file
 from sparsekd.errors import ResourceError, StageError
 from tasks.cache import cached_object
@@ -28,7 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 _HANGING = """\
 import sys, time
 from pathlib import Path
-from flows import adding
+from flows.commands import adding
 real = adding.dvc
 def dvc(root, *arguments):
     if sys.argv[1] == "after":

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import freeing, params, settle
-from flows.commands import dvc, git
-from flows.workspace import create, experiments
+from flows.commands import freeing
+from flows.settings import params, settle
+from flows.workspaces.commands import dvc, git
+from flows.workspaces.workspace import create, experiments
 from tasks.cache import cached_object, dvc_objects
 from tasks.corpora import recorded
 from tests.integration.test_command_line import command, computed  # noqa: F401 - a fixture

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.bisecting import MOST_RUNS, search
+from flows.sweeps.bisecting import MOST_RUNS, search
 
 WIDTHS = range(640, 1409, 128)
 

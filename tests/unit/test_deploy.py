@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from flows.deployments import TAG
+from flows.server.deployments import TAG
 from sparsekd.export.tools import FOLDER
 
 ROOT = Path(__file__).parents[2]

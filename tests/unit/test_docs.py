@@ -18,7 +18,7 @@ import typer
 
 import sparsekd
 from benchmarks import jobs, peers, peers_table
-from flows.cli import app
+from flows.cli.app import app
 from sparsekd import api
 from sparsekd.calibration.corpora import read_jsonl
 from sparsekd.config import RunConfig
@@ -126,6 +126,13 @@ def test_the_readme_says_what_each_file_at_the_top_is() -> None:
 def test_readme_and_navigation_lead_to_every_page_of_docs(file: str) -> None:
     text = (ROOT / file).read_text()
     assert all(f"docs/{page.name}" in text for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_how_it_works_names_every_folder_of_the_flows() -> None:
+    folders = {f"`flows/{file.parent.name}/`" for file in (ROOT / "flows").glob("*/__init__.py")}
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    assert folders
+    assert not [folder for folder in folders if folder not in text]
 
 
 def test_the_place_of_the_results_is_marked() -> None:

@@ -96,7 +96,7 @@ def test_dvc_tracks_only_settings_that_exist() -> None:
         assert set(stage.params) <= known
 
 
-@pytest.mark.parametrize("module", ["sparsekd", "sparsekd.config", "tasks.graph", "tasks.process", "flows.cli"])
+@pytest.mark.parametrize("module", ["sparsekd", "sparsekd.config", "tasks.graph", "tasks.process", "flows.cli.app"])
 def test_what_the_command_line_needs_at_once_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.workspace import experiments
+from flows.workspaces.workspace import experiments
 from sparsekd.artifacts import Artifact, hash_file
 from tasks.lineage.repository import CommitTree
 from tasks.lineage.store import Store
@@ -208,5 +208,6 @@ def test_a_store_that_does_not_answer_costs_seconds(traced: Traced, monkeypatch:
 
 
 def test_nothing_heavy_loads_before_a_store_is_asked() -> None:
-    code = "import sys, flows.lineage; sys.exit(any(n in sys.modules for n in ('mlflow', 'torch', 'prefect', 'dvc')))"
+    heavy = ("mlflow", "torch", "prefect", "dvc")
+    code = f"import sys, flows.commands.lineage; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

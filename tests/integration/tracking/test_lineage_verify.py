@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.workspace import experiments
+from flows.workspaces.workspace import experiments
 from sparsekd.artifacts import Artifact
 from tasks.lineage.repository import CommitTree
 from tasks.track import track

@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from flows import doctor, job, steps
-from flows.cli import app
+from flows.cli.app import app
+from flows.commands import doctor, job, steps
 from sparsekd.config import RunConfig
 from sparsekd.errors import ModelError
 from sparsekd.settings import all_keys
@@ -96,7 +96,7 @@ def test_a_command_below_another_has_help_and_an_example_too() -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     program = (
-        "import json, sys\nfrom flows.cli import app\n"
+        "import json, sys\nfrom flows.cli.app import app\n"
         "try: app(['--help'])\nexcept SystemExit: pass\n"
         "print('\\n' + json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
     )
@@ -146,7 +146,7 @@ def test_serve_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(*options: Any, **named: Any) -> None:
         calls.append((options, named))
 
-    monkeypatch.setitem(sys.modules, "flows.serve", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "flows.commands.serve", SimpleNamespace(serve=serve))
     options = ["--cron", "0 3 * * *", "--port", "4201", "--mlflow-port", "5001", "--retention-days", "7"]
     options += ["--refresh-cron", "0 4 * * 1", "--sources", "texts", "--host", "10.0.0.1"]
     result = runner.invoke(app, ["serve", *options])

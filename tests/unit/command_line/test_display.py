@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.display import Display, Meter, StepProgress, duration, is_live, make_console
+from flows.commands.display import Display, Meter, StepProgress, duration, is_live, make_console
 from tasks.state import StageState, progress_path, write_json
 
 STAGES = ("calibrate", "distill", "report")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import estimate as module
-from flows import params
-from flows.estimate import Estimate, compressed, estimate, predicted_seconds, remember_timings
+from flows.checks import estimate as module
+from flows.checks.estimate import Estimate, compressed, estimate, predicted_seconds, remember_timings
+from flows.settings import params
 from sparsekd.config import RunConfig
 from sparsekd.sources import model_config
 from tasks.graph import read_graph

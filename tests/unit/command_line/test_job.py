@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import job, params
-from flows.estimate import estimate
-from flows.job import Request, settle
-from flows.launch import outcome_of
+from flows.checks.estimate import estimate
+from flows.commands import job
+from flows.commands.job import Request, settle
+from flows.commands.launch import outcome_of
+from flows.settings import params
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.sources import model_config

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from flows import cli, history, params
-from flows.params import Change
-from flows.params_text import edit_text
+from flows.cli import app as cli
+from flows.settings import params
+from flows.settings.params import Change
+from flows.settings.params_text import edit_text
+from flows.workspaces import history
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.settings import all_keys, flat, parse_config

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from flows import machine, params, preflight
-from flows.estimate import Estimate, compressed, estimate
+from flows.checks import machine, preflight
+from flows.checks.estimate import Estimate, compressed, estimate
+from flows.settings import params
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError, ExportError, ModelError, ResourceError, SourceError, SparseKDError
 from sparsekd.settings import parse_config
@@ -126,7 +127,7 @@ def test_the_checks_of_a_run_with_nothing_to_do_load_no_torch(tmp_path: Path) ->
     """Whatever the layout: only an estimate has Transformers count a rarer one."""
     (tmp_path / "config.json").write_text(json.dumps(tiny_config("gemma2", max_position_embeddings=1024).to_dict()))
     program = (
-        "import json, sys; from flows import preflight; from sparsekd.config import RunConfig, Prune\n"
+        "import json, sys; from flows.checks import preflight; from sparsekd.config import RunConfig, Prune\n"
         "from sparsekd.families import standard_config\n"
         f"model = standard_config(json.load(open({str(tmp_path / 'config.json')!r})))\n"
         "preflight.check_model(RunConfig(prune=Prune(width=32)), model)\n"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli, known
-from flows.history import RunRecord
+from flows.cli import app as cli
+from flows.workspaces import known
+from flows.workspaces.history import RunRecord
 from sparsekd.errors import ArtifactError
 from sparsekd.report import Context
 from sparsekd.report.inputs import ReportInputs

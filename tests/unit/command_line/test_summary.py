@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.summary import elsewhere, result_table, show_results
+from flows.commands.summary import elsewhere, result_table, show_results
 from sparsekd.errors import ArtifactError
 from sparsekd.report import read_summary, write_report
 from tests.made_up_run import PROMPTS, MadeUpRun
@@ -115,7 +115,7 @@ def test_showing_a_stored_result_loads_nothing_heavy(finished: Path, tmp_path: P
     shutil.copytree(finished, root)
     program = (
         "import json, sys; from pathlib import Path; from rich.console import Console; "
-        "from flows.summary import show_results; show_results(Path(sys.argv[1]), Console(stderr=True)); "
+        "from flows.commands.summary import show_results; show_results(Path(sys.argv[1]), Console(stderr=True)); "
         "print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True)

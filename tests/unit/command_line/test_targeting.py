@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import targeting
-from flows.expected import VALIDATION
-from flows.targeting import Target, TargetMissedError
+from flows.prices import targeting
+from flows.prices.expected import VALIDATION
+from flows.prices.targeting import Target, TargetMissedError
 from sparsekd.config import BUDGETS, RunConfig
 from sparsekd.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from flows.texts import print_facts
+from flows.commands.texts import print_facts
 from sparsekd.sources import catalogue
 from tasks.corpora import Recorded
 

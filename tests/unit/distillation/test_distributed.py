@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from flows.servers import free_port
+from flows.server.servers import free_port
 from sparsekd.calibration.packing import NOT_SCORED, CalibrationSet, Packed
 from sparsekd.config import Distill, RunConfig, Teacher
 from sparsekd.distillation import launch, run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.attempts import attempts_allowed, going_on
+from flows.flow_runs.attempts import attempts_allowed, going_on
 from sparsekd.errors import ConfigError, StageError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import params, versions
-from flows.commands import git
+from flows.settings import params, versions
+from flows.workspaces.commands import git
 from sparsekd.config import RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.settings import parse_config

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.lock import current_holder, run_lock
+from flows.workspaces.lock import current_holder, run_lock
 from sparsekd.errors import StageError
 
 HOLD = """
 import sys
 from pathlib import Path
-from flows.lock import run_lock
+from flows.workspaces.lock import run_lock
 with run_lock(Path(sys.argv[1]), command="sparsekd compress -S prune.width=0.5"):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.params import load_preset, with_preset
-from flows.settle import merge, nearest_preset
+from flows.settings.params import load_preset, with_preset
+from flows.settings.settle import merge, nearest_preset
 from sparsekd.config import Prune, RunConfig
 from sparsekd.errors import ConfigError
 from sparsekd.settings import parse_config

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows import previewing
-from flows.job import Request
+from flows.commands import previewing
+from flows.commands.job import Request
 from sparsekd import api
 from sparsekd.config import Calibrate, Prune, RunConfig
 from sparsekd.errors import ConfigError

@@ -96,7 +96,9 @@ def test_no_times_no_table():
 )
 def test_the_command_gives_the_settings_back(values, monkeypatch):
     """The command line itself reads it: what it would settle is the configuration that it came from."""
-    from flows import cli, job, params
+    from flows.cli import app as cli
+    from flows.commands import job
+    from flows.settings import params
 
     config = parse_config(values)
     (command,) = repeat(config.model_dump(mode="json"), config, Context())

@@ -1,0 +1,1 @@
+"""What each command does, what it shows while it works and what it ends with."""

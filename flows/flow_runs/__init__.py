@@ -1,0 +1,1 @@
+"""How any flow run begins, is watched over and ends."""

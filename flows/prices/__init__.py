@@ -1,0 +1,1 @@
+"""Price lists of this checkout, and the width that they give for a target."""

@@ -1,0 +1,1 @@
+"""params.yaml: read, changed and settled, whether a command line or a form gives the values."""

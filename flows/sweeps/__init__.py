@@ -1,0 +1,1 @@
+"""A sweep's points, how they are run, and their results side by side."""

@@ -1,0 +1,1 @@
+"""Isolated runs and what a checkout keeps of them: worktrees, locks, history, results."""
