@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tasks import environment
 
@@ -22,6 +22,7 @@ from flows.flow_runs.holding import name_run  # noqa: E402
 from flows.flow_runs.hooks import begin  # noqa: E402
 from flows.settings import params  # noqa: E402
 from flows.settings.confined import check_confined, check_source  # noqa: E402
+from flows.settings.params import PresetName  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.results import Evaluation  # noqa: E402
 
@@ -30,7 +31,7 @@ from sparsekd.evaluation.results import Evaluation  # noqa: E402
 def evaluate(
     model: str,
     dense: str | None = None,
-    preset: Literal["smoke", "default", "quality"] = "default",
+    preset: PresetName = "default",
     settings: list[str] = [],  # noqa: B006 - Prefect's form shows it, nobody changes it
     max_late: float | None = None,
 ) -> Any:
@@ -70,7 +71,7 @@ def _evaluate(home: Path, model: str, dense: str | None, preset: str, settings: 
     create_markdown_artifact(key="evaluation", markdown=f"## {name}\n\n{table(found)}", description=model)
     logger.info("The files are in %s.", out.relative_to(home))
     _track(home, name, {"model": model, "dense": dense or "", "preset": preset}, found, out)
-    return json.loads(found.to_json())
+    return dict(json.loads(found.to_json()))
 
 
 def table(found: Evaluation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tasks import environment
 
@@ -18,6 +18,7 @@ from flows.commands.previewing import as_markdown  # noqa: E402
 from flows.flow_runs.apart import COMMAND_FLOW, run_command  # noqa: E402
 from flows.flow_runs.hooks import begin  # noqa: E402
 from flows.flow_runs.result import embedded  # noqa: E402
+from flows.settings.params import PresetName  # noqa: E402
 from sparsekd.errors import SparseKDError  # noqa: E402
 from sparsekd.evaluation.offers import WIDTHS  # noqa: E402
 
@@ -26,7 +27,7 @@ from sparsekd.evaluation.offers import WIDTHS  # noqa: E402
 def preview(
     model: str | None = None,
     widths: str = ",".join(map(str, WIDTHS)),
-    preset: Literal["smoke", "default", "quality"] | None = None,
+    preset: PresetName | None = None,
     settings: list[str] = [],  # noqa: B006 - Prefect's form shows it, nobody changes it
     max_late: float | None = None,
 ) -> Any:

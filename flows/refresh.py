@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tasks import environment
 
@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from flows.checks import preflight  # noqa: E402
 from flows.flow_runs.hooks import STAGES_FLOW, begin  # noqa: E402
 from flows.settings import params  # noqa: E402
+from flows.settings.params import PresetName  # noqa: E402
 from flows.workspaces import history  # noqa: E402
 from flows.workspaces.history import RunRecord  # noqa: E402
 from flows.workspaces.isolated import run_isolated  # noqa: E402
@@ -29,7 +30,7 @@ from sparsekd.settings import parse_config  # noqa: E402
 @flow(name="refresh", **STAGES_FLOW)
 def refresh(
     settings: list[str] = [],  # noqa: B006 - Prefect's form shows it, nobody changes it
-    preset: Literal["smoke", "default", "quality"] | None = None,
+    preset: PresetName | None = None,
     at: str | None = None,
     max_late: float | None = None,
 ) -> Any:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, cast
 
 from tasks import environment
 
@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State  # noqa: E402
 from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.runtime import flow_run as this_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.commands.display import STAGES  # noqa: E402
@@ -27,6 +27,7 @@ from flows.flow_runs.holding import close_unfinished, name_run  # noqa: E402
 from flows.flow_runs.hooks import begin, tell  # noqa: E402
 from flows.flow_runs.orphan import end_with_parent  # noqa: E402
 from flows.settings import params  # noqa: E402
+from flows.settings.params import PresetName  # noqa: E402
 from flows.sweeps import grid  # noqa: E402
 from flows.sweeps.compare import compare  # noqa: E402
 from flows.sweeps.grid import Plan, Point  # noqa: E402
@@ -62,13 +63,14 @@ def _end_points(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     on_cancellation=[_end_points],
     on_crashed=[_end_points, tell],
     on_failure=[tell],
-    task_runner=ThreadPoolTaskRunner(max_workers=64),  # they wait for each other; _Sweep.slots limits what works
+    # They wait for each other; _Sweep.slots limits what works
+    task_runner=cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=64)),
     retries=0,
     persist_result=False,
 )
 def sweep(
     settings: list[str],
-    preset: Literal["smoke", "default", "quality"] | None = None,
+    preset: PresetName | None = None,
     at: str | None = None,
     name: str | None = None,
     at_once: Annotated[int, Field(ge=1)] = 2,

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -30,7 +30,8 @@ from tasks.corpora import recorded
 from tasks.environment import checkout_root
 from tasks.process import read_params
 
-PRESETS = ("smoke", "small", "default", "quality", "gpu", "gpus")
+PresetName = Literal["smoke", "small", "default", "quality", "gpu", "gpus"]
+PRESETS: tuple[PresetName, ...] = get_args(PresetName)
 KEPT_SECTIONS = ("runtime", "model", "texts")
 """Sections that no preset sets."""
 RESOLVED = {"model.revision", "texts.revisions", "evaluate.include_revision"}
