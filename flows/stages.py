@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -78,7 +78,7 @@ def show_and_track(root: Path, home: Path, seconds: dict[str, float], name: str 
     if not (root / "data/report/summary.json").is_file():
         return None
     known.remember(home, root, name)
-    logged: TrackResult | None = _track(root, home, this_run.id, seconds, name)
+    logged = cast("TrackResult | None", _track(root, home, this_run.id, seconds, name))  # Prefect's types promise less
     page = result_page(root, _links(root, home, logged, name))
     if page:
         create_markdown_artifact(key="result", markdown=page, description="dense, pruned and distilled")

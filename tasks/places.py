@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +38,7 @@ def place(home: Path, count: int, alone: bool, ended: Callable[[], bool] = lambd
         yield
 
 
-def _take(places: list[IO[str]], alone: bool) -> bool:
+def _take(places: Sequence[IO[str]], alone: bool) -> bool:
     """Lock one of `places`, or all that are free (those held already count); whether that is enough."""
     taken = 0
     for file in places:

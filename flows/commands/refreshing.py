@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from flows.checks import preflight
 from flows.commands.display import make_console
 from flows.settings import params
 from tasks import environment
+
+if TYPE_CHECKING:
+    from prefect import State
 
 
 def refresh(settings: Sequence[str], preset: str | None, at: str | None) -> None:
@@ -22,6 +26,6 @@ def refresh(settings: Sequence[str], preset: str | None, at: str | None) -> None
     with connected(home):
         from flows.refresh import refresh as flow
 
-        state = flow(list(settings), preset, at, return_state=True)
+        state = cast("State[Any]", flow(list(settings), preset, at, return_state=True))
     outcome_of(state)
     make_console().print(f"{state.name}. {state.message or ''}", markup=False, soft_wrap=True)

@@ -45,7 +45,7 @@ def known_runs(root: Path, config: RunConfig) -> list[Known]:
 def validation_kl(documents: Path) -> float:
     """KL to dense in nats a token, mean of the corpora, from the sums over documents that stage evaluate wrote."""
     corpora = json.loads(documents.read_text()).values()
-    return sum(sum(corpus["kl"]) / sum(corpus["tokens"]) for corpus in corpora) / len(corpora)
+    return float(sum(sum(corpus["kl"]) / sum(corpus["tokens"]) for corpus in corpora) / len(corpora))
 
 
 def _recipe(config: RunConfig) -> dict[str, Any]:

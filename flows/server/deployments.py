@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tasks import environment
 
@@ -17,7 +17,8 @@ environment.apply(environment.checkout_root(), name_root=False)  # before prefec
 from prefect import Flow  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.client.schemas.actions import DeploymentUpdate  # noqa: E402
-from prefect.deployments.runner import EntrypointType, RunnerDeployment  # noqa: E402
+from prefect.deployments.runner import RunnerDeployment  # noqa: E402
+from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
 from flows.compress import compress  # noqa: E402
 from flows.evaluate import evaluate  # noqa: E402
@@ -59,7 +60,7 @@ def _deployment(
     flow: Flow[..., Any], name: str, start: str, parameters: dict[str, Any], cron: str | None = None, option: str = ""
 ) -> RunnerDeployment:
     described = (flow.description or "").strip().partition("\n")[0]
-    return flow.to_deployment(
+    made = flow.to_deployment(
         name,
         parameters=parameters,
         description=f"{described} {start}".strip(),
@@ -67,6 +68,7 @@ def _deployment(
         entrypoint_type=EntrypointType.MODULE_PATH,
         **({"schedule": _schedule(cron, option)} if cron else {}),
     )
+    return cast(RunnerDeployment, made)  # a coroutine only where an event loop runs
 
 
 def form_values(config: RunConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class _Runner(Runner):
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         """End as on Ctrl-C. Prefect's own handler never awaits the end of its runs (prefect 3.8.8)."""
         assert self._main is not None
+        assert self._loop is not None
         self._loop.call_soon_threadsafe(self._main.cancel)
 
     async def _hear_of_cancellations(self) -> None:

@@ -184,7 +184,7 @@ def _leave_outputs_to_dvc(space: Workspace) -> None:
     if not (space.path / "dvc.yaml").is_file():
         return
     outputs = [spec.out for spec in read_graph(space.path).values()]
-    git(space.path, "rm", "-r", "--force", "--quiet", "--ignore-unmatch", "--", *outputs)
+    git(space.path, "rm", "-r", "--force", "--quiet", "--ignore-unmatch", "--", *map(str, outputs))
 
 
 def _share_cache(space: Workspace) -> None:

@@ -69,8 +69,8 @@ class Store:
 
     def numbers(self, name: str) -> list[str]:
         """The versions of a registered model, newest first; [] where there is none of this name."""
-        found = _or_none(lambda: self.client.search_model_versions(f"name = {_quoted(name)}")) or []
-        return sorted((str(version.version) for version in found), key=int, reverse=True)
+        found = _or_none(lambda: self.client.search_model_versions(f"name = {_quoted(name)}"))
+        return sorted((str(version.version) for version in found or ()), key=int, reverse=True)
 
     def models(self) -> list[str]:
         """The names of all registered models."""

@@ -211,8 +211,8 @@ def _seconds(durations: dict[str, float]) -> list[Metric]:
 def _speed(root: Path) -> Iterator[Metric]:
     """Tokens a second of distillation, validation included, where this run computed it: its last progress report."""
     report = read_json(progress_path(root, "distill"))
-    if isinstance(report, dict) and _is_number(speed := report.get("tokens_per_second")):
-        yield Metric("train/tokens_per_second", speed)
+    if isinstance(report, dict) and _is_number(report.get("tokens_per_second")):
+        yield Metric("train/tokens_per_second", report["tokens_per_second"])
 
 
 def read_curve(path: Path) -> list[Metric]:

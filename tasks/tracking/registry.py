@@ -121,7 +121,7 @@ def local_path(uri: str) -> Path | None:
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
-    return Path(local_file_uri_to_path(uri)) if is_local_uri(uri) else None
+    return Path(local_file_uri_to_path(uri)) if is_local_uri(uri) else None  # type: ignore[no-untyped-call]
 
 
 def _is_there(source: str) -> bool:
