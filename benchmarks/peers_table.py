@@ -79,12 +79,16 @@ def _goals(results: Results) -> str:
             usual = {job: loss for job, loss in over.items() if USUAL.get(job.selection) == job.compensation}
             fair = [loss for job, loss in over.items() if (job.selection, job.compensation) == ("optipfair", "data")]
             if ours and (usual or fair):
-                peer = min(usual, key=lambda job: usual[job]) if usual else None
-                cells = [f"{usual[peer]:.3f} ({peer.selection}) | {ours / usual[peer]:.2f}" if peer else "– | –"]
-                cells.append(f"{fair[0]:.3f} | {ours / fair[0]:.2f}" if fair else "– | –")
+                least, peer = min(((loss, f" ({job.selection})") for job, loss in usual.items()), default=(None, ""))
+                cells = [*_share(ours, least, peer), *_share(ours, next(iter(fair), None))]
                 rows.append(_row([f"{width}, {_when(tokens)}", f"{ours:.3f}", *cells]))
-    head = [f"width | {BEST[0]}, sequential", "best peer, as it usually comes | share", "optipfair, data | share"]
+    head = ["width", f"{BEST[0]}, sequential", "best peer, as it usually comes", "share", "optipfair, data", "share"]
     return "\n".join(["### Goals", "", _row(head), "|---|" + "---:|" * 5, *rows]) if rows else ""
+
+
+def _share(ours: float, loss: float | None, name: str = "") -> tuple[str, str]:
+    """Another's loss, and ours as a share of it."""
+    return (f"{loss:.3f}{name}", f"{ours / loss:.2f}") if loss else ("–", "–")
 
 
 def _how(job: Job) -> str:

@@ -31,7 +31,8 @@ _SUFFIX = ".jsonl"
 class Recorded:
     """A version that is recorded: `added` in ISO format (UTC), DVC's hash of it, and what was found when it was added.
 
-    `facts` are what `flows/commands/adding.py` writes: files, documents, characters, copies, languages and others.
+    `facts` are what `flows/commands/adding.py` writes: files, documents, characters, copies, languages, overlap and
+    others.
     """
 
     name: str
