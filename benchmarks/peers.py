@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import jobs as job_lines
-from sparsekd.config import Distill, Evaluate, Prune, Runtime
+from sparsekd.config import Calibrate, Distill, Evaluate, Prune, Runtime
 from sparsekd.runtime import resolve_device
 
 OUT = Path("benchmarks/results/peers.jsonl")
 WIDTHS = (1152, 896, 640)  # 75, 58 and 42 % of 1536
 MIDDLE = WIDTHS[1]
+TEXTS_ALONE = Calibrate(self_generated=0.0)
+"""wiki and c4, which is what every method can be calibrated on."""
 STATISTICS_TOKENS, DISTILL_TOKENS = 49_152, 61_440
 OURS = ("mean_abs_svd", "svd", "energy", "mean_abs", "magnitude", "random")
 PEERS = ("flap", "modegpt", "obs", "swaps")
@@ -79,7 +81,9 @@ def jobs() -> Iterator[Job]:
 def run_job(job: Job, data: Path) -> dict[str, Any]:
     """Prune, distil and score one model, in this process."""
     from benchmarks.controls import scores
+    from benchmarks.kept import calibrated
 
+    data = calibrated(TEXTS_ALONE, data)
     with tempfile.TemporaryDirectory(dir=data.resolve().parent) as folder:
         work = Path(folder)
         started = time.process_time()

@@ -4,33 +4,35 @@
     python -m benchmarks.recipes --table             # from the committed results
 
 Each changes one thing of SETTINGS, at 58 % of the width, where recipes differ most. Students that differ in
-distillation alone start from one pruned checkpoint, kept in build/recipes.
+distillation alone start from one pruned checkpoint, and whatever is calibrated like DATA uses that.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import jobs as job_lines
+from benchmarks.kept import KEPT, calibrated, kept
 from flows.settings.params import with_settings
 from sparsekd.config import RunConfig, Runtime
 from sparsekd.runtime import resolve_device
 
+if TYPE_CHECKING:
+    from sparsekd.calibration.packing import CalibrationSet
+
 OUT = Path("benchmarks/results/recipes.jsonl")
-PRUNED = Path("build/recipes")
 SETTINGS = ("prune.width=896", "prune.statistics_tokens=49152", "distill.tokens=61440")
 CHANGES = (
     "",
+    "calibrate.self_generated=0",
+    "calibrate.self_generated=0.666",
     "distill.alpha=1",
     "distill.alpha=0.7",
     "distill.alpha=0.3",
@@ -78,13 +80,14 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
     from sparsekd.distillation.teacher import TeacherCache
 
     config, device = configuration(job), resolve_device(Runtime())
+    data = calibrated(config.calibrate, data)
     everything = CalibrationSet.load(data / "calibration")
     trained = {name: everything.validation[name] for name in ("wiki", "c4")}
     curriculum = Curriculum(everything.calibration, trained, TeacherCache.open(data / "teacher"))
     started = time.process_time()
-    student = _pruned(config, everything, data / "raw/model")
+    student = _pruned(config, everything, data)
     pruned_at = time.process_time()
-    with tempfile.TemporaryDirectory(dir=PRUNED) as folder:
+    with tempfile.TemporaryDirectory(dir=KEPT) as folder:
         out = Path(folder) / "distilled"
         out.mkdir()
         distill_checkpoint(student, out, curriculum, config.distill, device, Path(folder) / "checkpoints")
@@ -92,21 +95,18 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
         return {"cpu_seconds": seconds, "scores": scores(out, data, ("validation",))}
 
 
-def _pruned(config: RunConfig, data: Any, dense: Path) -> Path:
+def _pruned(config: RunConfig, everything: CalibrationSet, data: Path) -> Path:
     from sparsekd.pruning.checkpoint import prune_checkpoint
 
-    named = json.dumps([config.prune.model_dump(), str(dense.resolve())], sort_keys=True)
-    kept = PRUNED / hashlib.sha256(named.encode()).hexdigest()[:12]
-    if not kept.is_dir():
-        PRUNED.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=PRUNED) as folder:
-            out = Path(folder) / "pruned"
-            out.mkdir()
+    dense = (data / "raw/model").resolve()
+
+    def make(out: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=KEPT) as work:
             prune_checkpoint(
-                dense, out, data.calibration, config.prune, resolve_device(Runtime()), Path(folder) / "work"
+                dense, out, everything.calibration, config.prune, resolve_device(Runtime()), Path(work) / "layers"
             )
-            os.replace(out, kept)
-    return kept
+
+    return kept([config.prune.model_dump(), str(dense), config.calibrate.model_dump()], make)
 
 
 def table(results: Mapping[Job, dict[str, Any]]) -> str:

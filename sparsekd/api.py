@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from sparsekd.artifacts import hash_directory, writing
 from sparsekd.calibration.build import Built, build_calibration
@@ -56,7 +56,7 @@ def prune(
         config = config.model_copy(update={"prune": type(config.prune)(**values)})
     use_threads(config.runtime)
     dense, source = local_checkpoint(str(model))
-    data = _calibrate(dense, config, progress).data
+    data = _calibrate(dense, _without_chat(config), progress).data
     work = Path(out).with_name(Path(out).name + ".work")
     with writing(Path(out), "prune", config.model_dump(mode="json"), {}) as draft:
         draft.facts["source"] = source
@@ -86,7 +86,7 @@ def distill(
     device = resolve_device(config.runtime)
     student, dense = local_checkpoint(str(model))[0], local_checkpoint(str(teacher))[0]
     work = Path(out).with_name(Path(out).name + ".work")
-    built = _calibrate(dense, config, progress)
+    built = _calibrate(dense, _without_chat(config), progress)
     trained_on = {name: built.data.validation[name] for name in built.facts["trained_on"]}
     data = CalibrationSet(built.data.calibration, trained_on, {})
     cache = _teacher_cache(dense, data, work / "teacher", config, progress, print)
@@ -122,12 +122,13 @@ def evaluate(
     reference = local_checkpoint(str(dense))[0] if dense is not None else None
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        chat = load_model(reference, torch.float32, device) if reference else None
-        data = _calibrate(reference or path, config, progress, chat).data
+        least = {"tokens": config.calibrate.sequence_length * len(config.texts.sources), "self_generated": 0}
+        held_out = _calibrating(config if reference else _without_chat(config), **least)
+        data = _calibrate(reference or path, held_out, progress).data
         cache = None
         if reference:
-            held_out = CalibrationSet(data.calibration.head(1), {}, data.test)
-            cache = _teacher_cache(reference, held_out, work / "teacher", config, progress, lambda text: None)
+            tested = CalibrationSet(data.calibration.head(1), {}, data.test)
+            cache = _teacher_cache(reference, tested, work / "teacher", config, progress, lambda text: None)
         (work / "benchmarks").mkdir()
         fetch_benchmarks(config.evaluate.tasks, work / "benchmarks", progress)
         found = evaluate_model(
@@ -163,11 +164,13 @@ def preview(
     use_threads(config.runtime)
     device = resolve_device(config.runtime)
     dense, source = local_checkpoint(str(model), config.model.revision if str(model) == config.model.source else None)
-    least = {
-        "tokens": min(config.calibrate.tokens, PREVIEW_TOKENS),
-        "held_out_tokens": min(config.calibrate.held_out_tokens, PREVIEW_HELD_OUT),
-    }
-    config = config.model_copy(update={"calibrate": config.calibrate.model_copy(update=least)})
+    config = _calibrating(
+        config,
+        tokens=min(config.calibrate.tokens, PREVIEW_TOKENS),
+        held_out_tokens=min(config.calibrate.held_out_tokens, PREVIEW_HELD_OUT),
+        self_generated=0,
+        chat_prompts=0,
+    )
     data = _calibrate(dense, config, progress, own=corpora).data
     held_out = CalibrationSet(data.calibration, data.validation, {})
     full = int(check_fields(model_config(str(dense)))["intermediate_size"])
@@ -196,11 +199,18 @@ def _config(config: RunConfig | None, texts: Sequence[str] | None) -> RunConfig:
     return config.model_copy(update={"texts": chosen})
 
 
+def _calibrating(config: RunConfig, **changes: float) -> RunConfig:
+    return config.model_copy(update={"calibrate": config.calibrate.model_copy(update=changes)})
+
+
+def _without_chat(config: RunConfig) -> RunConfig:
+    return _calibrating(config, chat_prompts=0)
+
+
 def _calibrate(
     dense: Path,
     config: RunConfig,
     progress: Progress,
-    chat_model: PreTrainedModel | None = None,
     own: Corpora = NO_CORPORA,
 ) -> Built:
     """The packed sequences that a run of the workflow would make of the same configuration."""
@@ -212,8 +222,8 @@ def _calibrate(
             read_corpora(raw, {"corpora": corpora}),
             load_tokenizer(dense),
             config.calibrate,
-            model=chat_model,
-            progress=progress,
+            partial(load_model, dense, device=resolve_device(config.runtime)),
+            progress,
         )
     for warning in built.warnings:
         print(f"warning: {warning}")

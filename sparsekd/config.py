@@ -88,7 +88,24 @@ class Calibrate(Section):
     minimum_characters: int = Field(500, ge=1, description="Shorter documents are left out.")
     chat_prompts: int = Field(64, ge=0, le=64, description="Committed prompts the dense model answers for `chat`.")
     chat_tokens: int = Field(48, ge=1, description="Most new tokens in each of those answers.")
-    seed: int = Field(0, ge=0, description="Order of documents and the split's salt.")
+    self_generated: float = Field(
+        0.333,
+        ge=0,
+        lt=1,
+        description="Share of the calibration tokens that the dense model writes itself, from its chat template if it "
+        "has one (method.md); the rest are the texts', in equal shares.",
+    )
+    seed: int = Field(0, ge=0, description="Order of documents, the split's salt, and what the dense model writes.")
+
+    @property
+    def self_generated_sequences(self) -> int:
+        """How many of the calibration sequences the dense model writes."""
+        return round(self.self_generated * (self.tokens // self.sequence_length))
+
+    @property
+    def text_sequences(self) -> int:
+        """How many of them the texts fill."""
+        return self.tokens // self.sequence_length - self.self_generated_sequences
 
 
 class Teacher(Section):

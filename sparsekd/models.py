@@ -22,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -44,6 +45,18 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has no readable config.json; a Transformers checkpoint directory has one.") from None
     family_of(config)
     return config
+
+
+def attention_widths(config: PreTrainedConfig) -> tuple[int, int]:
+    """Heads times head width, of queries and of keys, summed over the layers with attention over all tokens."""
+    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    queries = keys = 0
+    for layer, kind in zip(config.per_layer_config, kinds, strict=True):  # widths may differ by layer (Gemma 4)
+        if "linear" not in kind:
+            width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+            queries += layer.num_attention_heads * width
+            keys += (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads) * width
+    return queries, keys
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> PreTrainedModel:

@@ -1,5 +1,7 @@
 """Stage calibrate: raw documents to packed sequences, split into calibration, validation and test."""
 
+from functools import partial
+
 from tasks.process import Stage, run_stage
 from tasks.quick import importing
 
@@ -7,8 +9,6 @@ from tasks.quick import importing
 def calibrate(stage: Stage) -> None:
     # torch is imported here, after run_stage has set allocator and OpenMP
     with importing():
-        import torch
-
         from sparsekd.calibration.build import build_calibration
         from sparsekd.calibration.corpora import read_corpora
         from sparsekd.models import load_model, load_tokenizer
@@ -17,13 +17,11 @@ def calibrate(stage: Stage) -> None:
     use_threads(stage.config.runtime)
     dense = stage.artifact("data/raw/model").path
     texts = stage.artifact("data/raw/texts")
-    # float32: with padding, bfloat16 attention was seen to change greedy answers for the worse
-    model = load_model(dense, torch.float32, resolve_device(stage.config.runtime))
     built = build_calibration(
         read_corpora(texts.path, texts.facts),
         load_tokenizer(dense),
         stage.config.calibrate,
-        model,
+        partial(load_model, dense, device=resolve_device(stage.config.runtime)),
         stage.progress,
     )
     for warning in built.warnings:

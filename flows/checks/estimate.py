@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsekd.calibration.sampling_batches import sampling_batches
 from sparsekd.config import RunConfig
 from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
 from sparsekd.export.formats import TIMED_DECODE, TIMED_PREFILL, gguf_types
@@ -151,7 +152,10 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "fetch-model": 10 + made.dense_bytes / 1e7,
         "fetch-texts": 5.0,
         "fetch-benchmarks": 10.0,
-        "calibrate": _START_SECONDS + 5 + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * decode,
+        "calibrate": _START_SECONDS
+        + 5
+        + config.calibrate.chat_prompts / 8 * config.calibrate.chat_tokens * decode
+        + _sampling_seconds(config, model, forward, decode),
         "teacher": _START_SECONDS + forward * (2 * held_out) + (0 if online else forward * tokens) + sampled,
         "prune": _START_SECONDS
         + statistics * (streams + layers * width * (1.25 * width + 2 * hidden) / (0.4 * flops))
@@ -167,6 +171,21 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
         "export": exported if config.export.formats else 2.0,
         "report": 10.0,
     }
+
+
+def _sampling_seconds(config: RunConfig, model: dict[str, Any], forward: float, decode: float) -> float:
+    """Of the self-generated sequences: each step of a batch reads all weights, its products, its keys and values."""
+    length, token_bytes = config.calibrate.sequence_length, _token_bytes(model)
+    batches = sampling_batches(config.calibrate.self_generated_sequences, length, token_bytes)
+    each = forward + token_bytes * length / 8e9  # half of them on average, read and repeated for every head
+    return length * (len(batches) * decode + sum(batches) * each)
+
+
+def _token_bytes(model: dict[str, Any]) -> int:
+    """Bytes of one token's keys and values in all layers, in bfloat16; more than that where some keep none."""
+    heads = int(model["num_attention_heads"])
+    keys = int(model.get("num_key_value_heads") or heads)
+    return 2 * 2 * int(model["num_hidden_layers"]) * keys * int(model.get("head_dim") or model["hidden_size"] // heads)
 
 
 def memory_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:
@@ -188,8 +207,13 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     processes = max(1, shared.processes)
     statistics = min(config.prune.statistics_tokens, config.calibrate.tokens)
     batch = config.evaluate.batch_size * length
+    written = sampling_batches(config.calibrate.self_generated_sequences, length, _token_bytes(model))
     return {
-        "calibrate": _LIBRARIES + dense + config.calibrate.chat_prompts * vocabulary * 8,
+        "calibrate": _LIBRARIES
+        + max(
+            dense + config.calibrate.chat_prompts * vocabulary * 8,
+            made.dense_bytes + max(written, default=0) * (length * _token_bytes(model) + 12 * vocabulary),
+        ),
         "teacher": _LIBRARIES
         + dense
         + config.teacher.batch_size * length * (8 * hidden + 4 * made.old_width) * 4

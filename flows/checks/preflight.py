@@ -134,7 +134,7 @@ def check_lengths(source: str, model: dict[str, Any], lengths: dict[str, int]) -
 
 def check_texts(config: RunConfig, root: Path = Path()) -> None:
     """Raise SourceError for a text too small for its share of the calibration tokens, whatever the tokenizer."""
-    share = config.calibrate.tokens // len(config.texts.sources)
+    share = config.calibrate.text_sequences * config.calibrate.sequence_length // len(config.texts.sources)
     sizes = {version.revision: version.bytes for versions in own_corpora(root).values() for version in versions}
     revisions = config.texts.revisions or ("",) * len(config.texts.sources)
     for source, revision in zip(config.texts.sources, revisions, strict=True):
@@ -145,7 +145,8 @@ def check_texts(config: RunConfig, root: Path = Path()) -> None:
         if size is not None and size < share:
             raise SourceError(
                 f"texts.sources names {source!r}, {what} of {size:,} bytes; it cannot hold its share of "
-                f"{share:,} calibration tokens. Give more text, or lower calibrate.tokens."
+                f"{share:,} calibration tokens. Give more text, lower calibrate.tokens or raise "
+                "calibrate.self_generated."
             )
 
 

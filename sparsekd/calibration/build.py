@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsekd.calibration.chat import chat_corpus
 from sparsekd.calibration.corpora import Corpus
 from sparsekd.calibration.packing import CalibrationSet, Packed, interleave, pack
+from sparsekd.calibration.self_generated import self_generated
 from sparsekd.calibration.split import Role, Split, refuse_overlap, split_documents
 from sparsekd.config import Calibrate
 from sparsekd.errors import ConfigError, SourceError
 from sparsekd.progress import Progress, silent
 
+Load = Callable[[torch.dtype], PreTrainedModel]
 _BATCH = 256
 
 
@@ -32,14 +35,15 @@ def build_calibration(
     corpora: Sequence[Corpus],
     tokenizer: PreTrainedTokenizerBase,
     config: Calibrate,
-    model: PreTrainedModel | None = None,
+    load: Load,
     progress: Progress = silent,
 ) -> Built:
-    """Split by document, tokenise, pack; with `model`, add the `chat` corpus that it answers.
+    """Split by document, tokenise, pack; add what the dense model writes: its share of calibration, and corpus `chat`.
 
-    Calibration sequences alternate between the calibration corpora, in equal shares. Held-out documents contribute
-    their first window only, so that a corpus counts many documents and its interval means something. Raises
-    SourceError for overlap between parts and for a corpus that is too short.
+    Calibration sequences come from all their sources in turn, the corpora in equal shares. Held-out documents
+    contribute their first window only, so that a corpus counts many documents and its interval means something.
+    `load` gives the dense model in a dtype, and is called where it has something to write. Raises SourceError for
+    overlap between parts and for a corpus that is too short, ConfigError for a model that cannot write.
     """
     texts = {corpus.name: [_render(d, tokenizer, corpus.name) for d in corpus.documents] for corpus in corpora}
     splits = {corpus.name: _split(texts[corpus.name], corpus.role, config) for corpus in corpora}
@@ -47,7 +51,8 @@ def build_calibration(
     refuse_overlap(splits)
     training = [corpus.name for corpus in corpora if corpus.role == "calibration"]
     warnings: list[str] = []
-    share = _equal_shares(config.tokens // config.sequence_length, len(training))
+    own = config.self_generated_sequences
+    share = _equal_shares(config.text_sequences, len(training))
     parts = []
     for number, (name, sequences) in enumerate(zip(training, share, strict=True)):
         tokens = sequences * config.sequence_length
@@ -68,10 +73,16 @@ def build_calibration(
                 )
             target[corpus.name] = packed
         progress(len(training) + number + 1, len(corpora) + len(training), "corpora")
-    if model is not None and config.chat_prompts:
-        test["chat"] = chat_corpus(model, tokenizer, config.chat_prompts, config.chat_tokens, progress)
+    if own:
+        parts.append(
+            self_generated(load(torch.bfloat16), tokenizer, own, config.sequence_length, config.seed, progress)
+        )
+    if config.chat_prompts:
+        # float32: with padding, bfloat16 attention was seen to change greedy answers for the worse
+        test["chat"] = chat_corpus(load(torch.float32), tokenizer, config.chat_prompts, config.chat_tokens, progress)
     data = CalibrationSet(interleave(parts), validation, test)
-    return Built(data, _facts(data, splits) | {"trained_on": training}, warnings)
+    shares = dict(zip(training, share, strict=True)) | ({"self_generated": own} if own else {})
+    return Built(data, _facts(data, splits) | {"trained_on": training, "calibration_sequences": shares}, warnings)
 
 
 def _split(texts: Sequence[str], role: Role, config: Calibrate) -> Split:

@@ -105,19 +105,23 @@ def pack(documents: Sequence[Sequence[int]], length: int, tokens: int) -> Packed
 
 
 def interleave(parts: Sequence[Packed]) -> Packed:
-    """Sequences of several corpora in turn (a, b, a, b …), so that any beginning holds them in equal shares.
+    """Sequences of several corpora in turn (a, b, a, b …), so that any beginning holds them in the shares of the whole.
 
-    What a longer part has left follows at the end. Documents are renumbered to stay distinct.
+    Documents are renumbered to stay distinct.
     """
     offset = 0
     renumbered = []
     for part in parts:
         renumbered.append(torch.where(part.document >= 0, part.document + offset, part.document))
         offset += int(part.document.max()) + 1
-    order = sorted((row, which) for which, part in enumerate(parts) for row in range(len(part.input_ids)))
+    order = sorted(
+        ((2 * row + 1) / len(part.input_ids), which, row)
+        for which, part in enumerate(parts)
+        for row in range(len(part.input_ids))
+    )
     return Packed(
-        torch.stack([parts[which].input_ids[row] for row, which in order]),
-        torch.stack([renumbered[which][row] for row, which in order]),
+        torch.stack([parts[which].input_ids[row] for _, which, row in order]),
+        torch.stack([renumbered[which][row] for _, which, row in order]),
     )
 
 

@@ -25,7 +25,7 @@ from sparsekd.runtime import importing, prepare_process, resolve_device, thread_
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 _PR_SET_PDEATHSIG = 1
 _WARM_UP_STEPS = 3
@@ -87,9 +87,9 @@ class Timed:
             return {"prefill": prefill, "decode": {name: value * wanted / count for name, value in decode.items()}}
 
     def _steps(self, decode_tokens: int) -> Iterator[torch.Tensor]:
-        from sparsekd.decoding import greedy_steps
+        from sparsekd.decoding import decode
 
-        return greedy_steps(self.model, self.ids, None, 1 + decode_tokens)
+        return decode(self.model, self.ids, None, 1 + decode_tokens)
 
     def _run(self, decode_tokens: int) -> tuple[float, float]:
         """Seconds of prefill (up to the first new token) and of the decoding after it."""
@@ -123,11 +123,11 @@ def request_cost(model: PreTrainedModel, settings: Benchmark) -> dict[str, float
     FLOPs: 2 a body parameter and token, causal attention, and the LM head at the last position. Bytes: the body and
     the LM head once, and the key-value cache at half of its growth.
     """
-    from sparsekd.models import count_parameters, lm_head
+    from sparsekd.models import attention_widths, count_parameters, lm_head
 
     body, head = count_parameters(model)["non_embedding"], lm_head(model).weight.numel()
     batch, tokens = settings.batch_size, settings.prefill_tokens
-    queries, keys = _attention_widths(model.config.get_text_config())
+    queries, keys = attention_widths(model.config.get_text_config())
     attention = 2 * tokens**2 * queries
     cached = 2 * keys * (tokens + settings.decode_tokens / 2)
     size = model.dtype.itemsize
@@ -135,18 +135,6 @@ def request_cost(model: PreTrainedModel, settings: Benchmark) -> dict[str, float
         "prefill_flops": batch * (2 * body * tokens + attention + 2 * head),
         "decode_bytes": size * (body + head + batch * cached),
     }
-
-
-def _attention_widths(config: PreTrainedConfig) -> tuple[int, int]:
-    """Heads times head width, of queries and of keys, summed over the layers with attention over all tokens."""
-    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
-    queries = keys = 0
-    for layer, kind in zip(config.per_layer_config, kinds, strict=True):  # widths may differ by layer (Gemma 4)
-        if "linear" not in kind:
-            width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-            queries += layer.num_attention_heads * width
-            keys += (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads) * width
-    return queries, keys
 
 
 def _reset_peak(model: PreTrainedModel) -> None:

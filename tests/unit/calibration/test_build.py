@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sparsekd.calibration.build import build_calibration
 from sparsekd.calibration.chat import chat_prompts
@@ -21,8 +22,13 @@ from tests.tiny_models import make_documents
 
 SMALL = Calibrate(
     tokens=1024, sequence_length=64, held_out_tokens=128, held_out_share=0.2, minimum_characters=10, chat_prompts=3,
-    chat_tokens=5,
+    chat_tokens=5, self_generated=0.25,
 )  # fmt: skip
+TEXTS_ALONE = SMALL.model_copy(update={"chat_prompts": 0, "self_generated": 0.0})
+
+
+def no_model(dtype: torch.dtype) -> PreTrainedModel:
+    raise AssertionError("the model has nothing to write, so it is not loaded")
 
 
 def corpora() -> list[Corpus]:
@@ -36,7 +42,7 @@ def corpora() -> list[Corpus]:
 def test_a_calibration_set_holds_what_was_asked_for(
     tokenizer: PreTrainedTokenizerFast, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    built = build_calibration(corpora(), tokenizer, SMALL, model=load_model(tiny_llama_dir))
+    built = build_calibration(corpora(), tokenizer, SMALL, partial(load_model, tiny_llama_dir))
     data = built.data
     assert data.calibration.input_ids.shape == (16, 64)
     assert {name: packed.tokens for name, packed in data.validation.items()} == dict.fromkeys(
@@ -44,6 +50,7 @@ def test_a_calibration_set_holds_what_was_asked_for(
     )
     assert set(data.test) == {"wiki", "c4", "stories", "chat"}
     assert built.facts["trained_on"] == ["wiki", "c4"]
+    assert built.facts["calibration_sequences"] == {"wiki": 6, "c4": 6, "self_generated": 4}
     data.save(tmp_path)
     again = CalibrationSet.load(tmp_path)
     assert {name: packed.tokens for name, packed in again.parts().items()} == built.facts["tokens"]
@@ -51,7 +58,7 @@ def test_a_calibration_set_holds_what_was_asked_for(
 
 
 def test_no_document_is_in_two_parts_and_every_beginning_is_mixed(tokenizer: PreTrainedTokenizerFast) -> None:
-    data = build_calibration(corpora(), tokenizer, SMALL).data
+    data = build_calibration(corpora(), tokenizer, TEXTS_ALONE, no_model).data
     text = tokenizer.decode(data.calibration.input_ids.flatten().tolist())
     for part in (data.validation, data.test):
         for packed in part.values():
@@ -83,19 +90,19 @@ def test_a_document_in_two_parts_is_refused() -> None:
 
 
 def test_documents_that_were_left_out_are_counted_where_text_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
-    settings = SMALL.model_copy(update={"minimum_characters": 10_000})
+    settings = TEXTS_ALONE.model_copy(update={"minimum_characters": 10_000})
     with pytest.raises(SourceError, match=r"shorter than calibrate\.minimum_characters = 10000: 300"):
-        build_calibration([Corpus("wiki", "calibration", list(make_documents(300, 1)))], tokenizer, settings)
+        build_calibration([Corpus("wiki", "calibration", list(make_documents(300, 1)))], tokenizer, settings, no_model)
 
 
 def test_a_corpus_that_is_too_short_says_how_much_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(SourceError, match=r"Corpus wiki is too short: its calibration part fills \d+ sequences of 64"):
-        build_calibration([Corpus("wiki", "calibration", list(make_documents(5, 1)))], tokenizer, SMALL)
+        build_calibration([Corpus("wiki", "calibration", list(make_documents(5, 1)))], tokenizer, TEXTS_ALONE, no_model)
 
 
 def test_messages_are_rendered_through_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     chats = [[{"role": "user", "content": text}] for text in make_documents(60, seed=6)]
-    data = build_calibration([Corpus("chats", "calibration", list(chats))], tokenizer, SMALL).data
+    data = build_calibration([Corpus("chats", "calibration", list(chats))], tokenizer, TEXTS_ALONE, no_model).data
     assert "<|user|>" in tokenizer.decode(data.calibration.input_ids.flatten().tolist())
 
 
@@ -106,11 +113,13 @@ def test_packing_keeps_every_token_in_order_and_drops_the_unfilled_window() -> N
     assert packed.scored.all()
 
 
-def test_interleaved_parts_keep_what_one_has_left() -> None:
-    long, short = pack([[1] * 6], 2, 6), pack([[2] * 2], 2, 2)
+def test_any_beginning_of_interleaved_parts_has_the_shares_of_the_whole() -> None:
+    long, short = pack([[1] * 12], 2, 12), pack([[2] * 6], 2, 6)
     both = interleave([long, short])
-    assert both.input_ids[:, 0].tolist() == [1, 2, 1, 1]
-    assert both.document[:, 0].tolist() == [0, 1, 0, 0]
+    assert both.input_ids[:, 0].tolist() == [1, 2, 1, 1, 2, 1, 1, 2, 1]
+    assert both.document[:, 0].tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
+    equal = interleave([pack([[which] * 6], 2, 6) for which in (1, 2, 3)])
+    assert equal.input_ids[:, 0].tolist() == [1, 2, 3] * 3
 
 
 def test_padding_and_prompts_are_never_scored() -> None:

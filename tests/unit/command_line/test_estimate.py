@@ -55,6 +55,15 @@ def test_more_tokens_rows_and_rounds_take_longer(tmp_path: Path) -> None:
     assert seconds("evaluate@dense", "evaluate.rows=400") > seconds("evaluate@dense")
     assert seconds("benchmark", "benchmark.rounds=20") > seconds("benchmark")
     assert seconds("prune", "prune.statistics_tokens=1024") < seconds("prune")
+    assert seconds("calibrate") > seconds("calibrate", "calibrate.self_generated=0") + 30
+
+
+def test_what_the_model_writes_itself_is_bounded_in_memory() -> None:
+    def needed(share: float) -> float:
+        config = params.with_settings(RunConfig(), [f"calibrate.self_generated={share}", "calibrate.tokens=10000000"])
+        return module.stage_memory(config, DENSE, compressed(config, DENSE))["calibrate"]
+
+    assert needed(0.01) < needed(0.5) < needed(0) + 3e9
 
 
 def test_each_kind_of_teacher_cache_is_counted(tmp_path: Path) -> None:

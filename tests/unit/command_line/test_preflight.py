@@ -156,7 +156,7 @@ def test_a_text_that_cannot_hold_its_tokens(tmp_path: Path) -> None:
     text.write_text("too short " * 20)
     wanted = config(texts={"sources": [str(text), "wiki"]})
     said = fault(SourceError, preflight.check_texts, wanted)
-    assert "a file of 200 bytes; it cannot hold its share of 61,440 calibration tokens." in said
+    assert "a file of 200 bytes; it cannot hold its share of 40,960 calibration tokens." in said
     text.write_text("long enough " * 10_000)
     preflight.check_texts(wanted)
 

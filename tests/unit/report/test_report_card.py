@@ -56,6 +56,7 @@ def test_text_says_what_it_is_and_how_to_load_it(default):
         "lm_eval --model hf",
         "Apache-2.0",
         "CC BY-SA",
+        "  - sampled from the dense model: calibration only, 33 % of its tokens\n",
         summary.verdict,
         *summary.warnings,
     ):

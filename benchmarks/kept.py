@@ -1,0 +1,60 @@
+"""What several jobs need and is made once: calibration data, pruned checkpoints. Kept in build/benchmarks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sparsekd.config import Calibrate, Runtime, Teacher
+from sparsekd.runtime import resolve_device
+
+KEPT = Path("build/benchmarks")
+
+
+def kept(identity: Any, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, made where there is none for this identity yet."""
+    found = KEPT / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    if not found.is_dir():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=KEPT) as folder:
+            out = Path(folder) / "out"
+            out.mkdir()
+            make(out)
+            os.replace(out, found)
+    return found
+
+
+def calibrated(config: Calibrate, data: Path) -> Path:
+    """A run's folder `data` itself where it was calibrated by `config`, or else one like it, made from its texts."""
+    import torch
+
+    from sparsekd.calibration.build import build_calibration
+    from sparsekd.calibration.corpora import read_corpora
+    from sparsekd.distillation.teacher import write_teacher_cache
+    from sparsekd.models import load_model, load_tokenizer
+
+    raw = (data / "raw").resolve()
+    if Calibrate(**_manifest(data / "calibration")["config"]["calibrate"]) == config:
+        return data
+    load = partial(load_model, raw / "model", device=resolve_device(Runtime()))
+
+    def make(out: Path) -> None:
+        corpora = read_corpora(raw / "texts", _manifest(raw / "texts")["facts"])
+        made = build_calibration(corpora, load_tokenizer(raw / "model"), config, load).data
+        for name in ("calibration", "teacher"):
+            (out / name).mkdir()
+        made.save(out / "calibration")
+        write_teacher_cache(load(torch.float32), made, out / "teacher", Teacher())
+        (out / "raw").symlink_to(raw)
+
+    return kept([config.model_dump(), str(raw)], make)
+
+
+def _manifest(directory: Path) -> Any:
+    return json.loads((directory / "manifest.json").read_text())
