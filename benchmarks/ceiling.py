@@ -39,7 +39,9 @@ class Products(TorchDispatchMode):
         left = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::addmm_": 1, "aten::baddbmm": 1}.get(func.name())
         if left is not None:
             a, b = args[left], args[left + 1]
-            self.seen[Product(math.prod(a.shape[:-2]), *a.shape[-2:], b.shape[-1], a.dtype)] += 1
+            in_bfloat16 = torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # sparsekd/pruning/statistics.py
+            dtype = torch.bfloat16 if in_bfloat16 else a.dtype
+            self.seen[Product(math.prod(a.shape[:-2]), *a.shape[-2:], b.shape[-1], dtype)] += 1
             return func(*args, **(kwargs or {}))
         with self:  # without gradients `linear` arrives whole: look at what it is made of
             parts = func.decompose(*args, **(kwargs or {}))

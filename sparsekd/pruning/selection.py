@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.linalg import lapack
 from torch import Tensor
 
@@ -146,20 +147,11 @@ def _led_cholesky(
     while len(neurons):
         panel = matrix.new_zeros(len(matrix), _PANEL)
         stays = torch.ones(len(matrix), dtype=torch.bool)
-        for place in range(_PANEL):
-            open_ = left > nothing
-            if not bool(open_.any()):
-                break
-            highest = left if (len(pivots) + 1) % _BY_ENERGY == 0 else score
-            pivot = int(highest.where(open_, -torch.inf).argmax())
-            column = (matrix[pivot] - panel[:, :place] @ panel[pivot, :place]) / left[pivot].sqrt() * stays
-            panel[:, place] = column
-            left -= column.square()
-            left[pivot], stays[pivot] = 0, False
-            pivots.append(int(neurons[pivot]))
-            squares.append(column.square().sum())
-        if bool(stays.all()):
+        picked = _panel(panel, matrix, left, nothing, score, stays, len(pivots))
+        if not picked:
             break
+        pivots += neurons[picked].tolist()
+        squares.append(panel[:, : len(picked)].square().sum(0))
         matrix.addmm_(panel, panel.T, alpha=-1)
         count = int(stays.sum())
         gaps, last = (~stays[:count]).nonzero()[:, 0], stays[count:].nonzero()[:, 0] + count
@@ -170,7 +162,39 @@ def _led_cholesky(
             vector[gaps] = vector[last]
         neurons, score, nothing = neurons[:count], score[:count], nothing[:count]
         left = torch.minimum(left[:count], matrix.diagonal()).clamp_min(0)
-    return torch.stack(squares), torch.tensor(pivots)
+    return torch.cat(squares), torch.tensor(pivots)
+
+
+def _panel(
+    panel: Float[Tensor, "n panel"],
+    matrix: Float[Tensor, "n n"],
+    left: Float[Tensor, " n"],
+    nothing: Float[Tensor, " n"],
+    score: Float[Tensor, " n"],
+    stays: Bool[Tensor, " n"],
+    before: int,
+) -> list[int]:
+    """The next pivots, as rows of `matrix`, their columns in `panel`; what they leave goes into `left` and `stays`.
+
+    In NumPy, on the tensors' own memory: these are thousands of small steps, of which torch takes half as long again.
+    """
+    columns, values, rest, least, scores, open_ = (
+        tensor.numpy() for tensor in (panel, matrix, left, nothing, score, stays)
+    )
+    picked: list[int] = []
+    for place in range(columns.shape[1]):
+        wanted = rest if (before + place + 1) % _BY_ENERGY == 0 else scores
+        candidates = np.where(rest > least, wanted, -np.inf)
+        pivot = int(candidates.argmax())
+        if candidates[pivot] == -np.inf:
+            break
+        column = values[pivot] - columns[:, :place] @ columns[pivot, :place]
+        column *= open_ / np.sqrt(rest[pivot])
+        columns[:, place] = column
+        rest -= column * column
+        rest[pivot], open_[pivot] = 0, False
+        picked.append(pivot)
+    return picked
 
 
 def _squared_columns(factor: Float[Tensor, "neurons rank"]) -> Float[Tensor, " rank"]:

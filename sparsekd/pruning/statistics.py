@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,9 +29,10 @@ class Moments:
     def add(self, activations: Float[Tensor, "tokens neurons"], target: Float[Tensor, "tokens hidden"]) -> None:
         """Add a batch of tokens."""
         a, t = activations.float(), target.float()
-        for start, end in self._blocks():
-            # Only blocks on and above the diagonal: the matrix is symmetric, which saves 3/8 of the work
-            self._covariance[start:end, start:].addmm_(a[:, start:end].T, a[:, start:])
+        with _exact_products() if activations.dtype is torch.bfloat16 else contextlib.nullcontext():
+            for start, end in self._blocks():
+                # Only blocks on and above the diagonal: the matrix is symmetric, which saves 3/8 of the work
+                self._covariance[start:end, start:].addmm_(a[:, start:end].T, a[:, start:])
         self._cross.addmm_(t.T, a)
         self._sum += a.sum(0, dtype=torch.float64)
         self._sum_abs += a.abs().sum(0, dtype=torch.float64)
@@ -67,6 +70,21 @@ class Moments:
     def target_energy(self) -> float:
         """E[‖t‖²]."""
         return float(self._target) / self.tokens
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Let the CPU multiply float32 matrices by its bfloat16 units: exact where every entry is a bfloat16 number.
+
+    The products of such numbers fit into float32, in which they are summed as always.
+    """
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,19 @@ def test_moments_are_the_plain_averages(seed: int, tokens: int, neurons: int, hi
     assert moments.target_energy == pytest.approx(float(t.square().sum()) / tokens, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_second_moments_are_those_of_float32_whatever_unit_multiplies(dtype: torch.dtype) -> None:
+    activations = torch.randn(1024, 512, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    moments = Moments(512, 8, torch.device("cpu"))
+    moments.add(activations, torch.zeros(1024, 8))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    a = activations.double()
+    expected = a.T @ a / 1024
+    gap = (moments.covariance - expected).abs().max() / expected.abs().max()
+    assert gap < 1e-6, "entries rounded to bfloat16 would miss it by 1e-4"
+
+
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 1000), width=st.integers(1, 9), beta=st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_layer_errors_are_those_measured_on_the_tokens(seed: int, width: int, beta: float) -> None:
