@@ -22,6 +22,7 @@ from benchmarks import jobs as job_lines
 from benchmarks.kept import KEPT, calibrated, kept
 from flows.settings.params import with_settings
 from sparsekd.config import RunConfig, Runtime
+from sparsekd.pruning.budget import resolve_budget
 from sparsekd.runtime import resolve_device
 
 if TYPE_CHECKING:
@@ -50,14 +51,18 @@ CHANGES = (
     "prune.beta=1",
     "distill.learning_rate=1.5e-4",
     "distill.learning_rate=6e-4",
+    "fisher",
+    "prune.selection=svd",
+    "fisher prune.selection=svd",
 )
+METRIC_TOKENS = 8_192
 SEEDS = 2
 """Each change with the first seed, then all again with the next: what is within a seed's reach is no difference."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One line of results: `changes` are settings, blanks between them."""
+    """One line of results: `changes` are settings, blanks between them, and `fisher` (benchmarks/fisher.py)."""
 
     changes: str
     seed: int = 0
@@ -69,7 +74,11 @@ def jobs() -> Iterator[Job]:
 
 
 def configuration(job: Job) -> RunConfig:
-    return with_settings(RunConfig(), [*SETTINGS, f"distill.seed={job.seed}", *job.changes.split()])
+    return with_settings(RunConfig(), [*SETTINGS, f"distill.seed={job.seed}", *_settings(job)])
+
+
+def _settings(job: Job) -> list[str]:
+    return [change for change in job.changes.split() if change != "fisher"]
 
 
 def run_job(job: Job, data: Path) -> dict[str, Any]:
@@ -85,7 +94,7 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
     trained = {name: everything.validation[name] for name in ("wiki", "c4")}
     curriculum = Curriculum(everything.calibration, trained, TeacherCache.open(data / "teacher"))
     started = time.process_time()
-    student = _pruned(config, everything, data)
+    student = _pruned(config, everything, data, "fisher" in job.changes.split())
     pruned_at = time.process_time()
     with tempfile.TemporaryDirectory(dir=KEPT) as folder:
         out = Path(folder) / "distilled"
@@ -95,18 +104,23 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
         return {"cpu_seconds": seconds, "scores": scores(out, data, ("validation",))}
 
 
-def _pruned(config: RunConfig, everything: CalibrationSet, data: Path) -> Path:
-    from sparsekd.pruning.checkpoint import prune_checkpoint
+def _pruned(config: RunConfig, everything: CalibrationSet, data: Path, fisher: bool) -> Path:
+    from benchmarks.fisher import in_metric, output_metrics
+    from sparsekd.models import load_model, save_checkpoint
+    from sparsekd.pruning.selection import SELECTIONS
+    from sparsekd.pruning.walk import prune_model
 
     dense = (data / "raw/model").resolve()
 
     def make(out: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=KEPT) as work:
-            prune_checkpoint(
-                dense, out, everything.calibration, config.prune, resolve_device(Runtime()), Path(work) / "layers"
-            )
+        model, select = load_model(dense), SELECTIONS[config.prune.selection]
+        if fisher:
+            select = in_metric(select, output_metrics(model, everything.calibration.head(METRIC_TOKENS).input_ids))
+        ids = everything.calibration.head(config.prune.statistics_tokens).input_ids
+        prune_model(model, ids, resolve_budget(config.prune, model.config.to_dict()), config.prune, select=select)
+        save_checkpoint(model, dense, out)
 
-    return kept([config.prune.model_dump(), str(dense), config.calibrate.model_dump()], make)
+    return kept([config.prune.model_dump(), str(dense), config.calibrate.model_dump(), fisher], make)
 
 
 def table(results: Mapping[Job, dict[str, Any]]) -> str:
