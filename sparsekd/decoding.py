@@ -92,8 +92,8 @@ def drawn(generator: torch.Generator) -> Choose:
     def choose(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
         # one number a row, through the distribution function: torch.multinomial draws one for every token
         below = logits.float().softmax(-1).cumsum(-1, dtype=torch.float64)
-        drawn = torch.rand(len(below), 1, dtype=torch.float64, device=below.device, generator=generator)
-        return torch.searchsorted(below, drawn * below[:, -1:], right=True)[:, 0].clamp(max=below.shape[1] - 1)
+        uniform = torch.rand(len(below), 1, dtype=torch.float64, device=below.device, generator=generator)
+        return torch.searchsorted(below, uniform * below[:, -1:], right=True)[:, 0].clamp(max=below.shape[1] - 1)
 
     return choose
 

@@ -220,12 +220,16 @@ def check_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def head_widths(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Width of a layer's queries, of its keys, and of one head, where all layers are alike; standard names."""
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or config["hidden_size"] // heads
+    return heads * head, (config.get("num_key_value_heads") or heads) * head, head
+
+
 def _by_formula(config: Mapping[str, Any], width: int) -> dict[str, int]:
-    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    vocabulary = config["vocab_size"]
-    key_heads = config.get("num_key_value_heads") or heads
-    head = config.get("head_dim") or hidden // heads
-    queries, keys = heads * head, key_heads * head
+    hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
+    queries, keys, head = head_widths(config)
     attention = hidden * (2 * queries + 2 * keys)
     if config.get("attention_bias"):
         attention += queries + 2 * keys + hidden

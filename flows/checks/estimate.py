@@ -19,7 +19,7 @@ from sparsekd.calibration.sampling_batches import sampling_batches
 from sparsekd.config import RunConfig
 from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
 from sparsekd.export.formats import TIMED_DECODE, TIMED_PREFILL, gguf_types
-from sparsekd.families import check_fields, family_of, parameters_from_config
+from sparsekd.families import check_fields, family_of, head_widths, parameters_from_config
 from sparsekd.pruning.budget import resolve_budget, walk_bytes
 from sparsekd.runtime import thread_count
 from tasks.state import FOLDER, read_json, read_state, write_json
@@ -183,9 +183,7 @@ def _sampling_seconds(config: RunConfig, model: dict[str, Any], forward: float, 
 
 def _token_bytes(model: dict[str, Any]) -> int:
     """Bytes of one token's keys and values in all layers, in bfloat16; more than that where some keep none."""
-    heads = int(model["num_attention_heads"])
-    keys = int(model.get("num_key_value_heads") or heads)
-    return 2 * 2 * int(model["num_hidden_layers"]) * keys * int(model.get("head_dim") or model["hidden_size"] // heads)
+    return 2 * 2 * int(model["num_hidden_layers"]) * head_widths(model)[1]
 
 
 def memory_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:

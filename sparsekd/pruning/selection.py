@@ -176,7 +176,7 @@ def _panel(
 ) -> list[int]:
     """The next pivots, as rows of `matrix`, their columns in `panel`; what they leave goes into `left` and `stays`.
 
-    In NumPy, on the tensors' own memory: these are thousands of small steps, of which torch takes half as long again.
+    In NumPy, on the tensors' own memory: these are thousands of small steps, and torch takes twice as long for them.
     """
     columns, values, rest, least, scores, open_ = (
         tensor.numpy() for tensor in (panel, matrix, left, nothing, score, stays)
