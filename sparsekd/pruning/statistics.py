@@ -29,14 +29,14 @@ class Moments:
     def add(self, activations: Float[Tensor, "tokens neurons"], target: Float[Tensor, "tokens hidden"]) -> None:
         """Add a batch of tokens."""
         a, t = activations.float(), target.float()
-        with _exact_products() if activations.dtype is torch.bfloat16 else contextlib.nullcontext():
+        with _bfloat16_products() if activations.dtype is torch.bfloat16 else contextlib.nullcontext():
             for start, end in self._blocks():
                 # Only blocks on and above the diagonal: the matrix is symmetric, which saves 3/8 of the work
                 self._covariance[start:end, start:].addmm_(a[:, start:end].T, a[:, start:])
-        self._cross.addmm_(t.T, a)
-        self._sum += a.sum(0, dtype=torch.float64)
-        self._sum_abs += a.abs().sum(0, dtype=torch.float64)
-        self._target += t.square().sum(dtype=torch.float64)
+            self._cross.addmm_(t.T, a)
+        self._sum += a.sum(0)
+        self._sum_abs += a.abs().sum(0)
+        self._target += t.square().sum()
         self.tokens += len(a)
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -73,10 +73,11 @@ class Moments:
 
 
 @contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
+def _bfloat16_products() -> Iterator[None]:
     """Let the CPU multiply float32 matrices by its bfloat16 units: exact where every entry is a bfloat16 number.
 
-    The products of such numbers fit into float32, in which they are summed as always.
+    The products of such numbers fit into float32, in which they are summed as always. Other entries are rounded, each
+    by up to 2⁻⁹ of itself, to either side: averaged over thousands of tokens that is far below what tokens differ by.
     """
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision

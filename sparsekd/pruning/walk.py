@@ -132,15 +132,16 @@ def _prune_block(
     """
     device = block.down_weight.device
     second = pruned if config.compensation == "sequential" else None
-    moments, activations = collect(block, arguments, dense, second, config.batch_size)
+    with torch.autocast(device.type, torch.bfloat16):
+        moments, activations = collect(block, arguments, dense, second, config.batch_size)
     result = prune_layer(moments, block.down_weight, width, config, block.incoming, number, select)
     block.keep(result.neurons, result.down_weight)
     if second is None:
         return result
     kept = result.neurons.cpu()
-    for start in range(0, len(dense), config.batch_size):
-        rows = slice(start, start + config.batch_size)
-        with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
+        for start in range(0, len(dense), config.batch_size):
+            rows = slice(start, start + config.batch_size)
             added = block.contribution(block.down(activations[rows][..., kept].to(device)))
-        pruned[rows] = block.after(pruned[rows].to(device) + added).cpu()
+            pruned[rows] = block.after(pruned[rows].to(device) + added).cpu()
     return result
