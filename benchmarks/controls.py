@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.config import Distill, Prune, Runtime
-from sparsekd.runtime import prepare_process, resolve_device, use_threads
+from sparsekd.runtime import compute_dtype, prepare_process, resolve_device, use_threads
 
 CONTROLS = {"width 1.0, CE only": 0.0, "width 1.0, KL only": 1.0, "width 1.0, alpha 0.5": 0.5}
 PARTS = ("validation", "test")
@@ -62,7 +62,6 @@ def models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, Pat
 
 def scores(path: Path, data: Path, parts: Sequence[str] = PARTS) -> dict[str, dict[str, Any]]:
     """Perplexity and KL to dense with their intervals, by part and corpus."""
-    import torch
 
     from sparsekd.calibration.packing import CalibrationSet
     from sparsekd.distillation.teacher import TeacherCache
@@ -70,7 +69,8 @@ def scores(path: Path, data: Path, parts: Sequence[str] = PARTS) -> dict[str, di
     from sparsekd.models import load_model
 
     held_out = CalibrationSet.load(data / "calibration")
-    model = load_model(path, torch.bfloat16, resolve_device(Runtime()))
+    device = resolve_device(Runtime())
+    model = load_model(path, compute_dtype(device), device)
     cache = TeacherCache.open(data / "teacher")
     found: dict[str, dict[str, Any]] = {}
     for part in parts:

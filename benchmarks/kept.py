@@ -42,15 +42,15 @@ def calibrated(config: Calibrate, data: Path) -> Path:
     raw = (data / "raw").resolve()
     if Calibrate(**_manifest(data / "calibration")["config"]["calibrate"]) == config:
         return data
-    load = partial(load_model, raw / "model", device=resolve_device(Runtime()))
+    load, device = partial(load_model, raw / "model"), resolve_device(Runtime())
 
     def make(out: Path) -> None:
         corpora = read_corpora(raw / "texts", _manifest(raw / "texts")["facts"])
-        made = build_calibration(corpora, load_tokenizer(raw / "model"), config, load).data
+        made = build_calibration(corpora, load_tokenizer(raw / "model"), config, load, device).data
         for name in ("calibration", "teacher"):
             (out / name).mkdir()
         made.save(out / "calibration")
-        write_teacher_cache(load(torch.float32), made, out / "teacher", Teacher())
+        write_teacher_cache(load(torch.float32, device), made, out / "teacher", Teacher())
         (out / "raw").symlink_to(raw)
 
     return kept([config.model_dump(), str(raw)], make)

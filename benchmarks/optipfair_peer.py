@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsekd.runtime import mixed_precision
+
 sys.path.append(str(Path("build/peers").resolve()))
 
 
@@ -46,10 +48,10 @@ def prune(model: PreTrainedModel, input_ids: Int[Tensor, "sequences length"] | N
 def distill(
     student: PreTrainedModel, teacher: PreTrainedModel, input_ids: Int[Tensor, "sequences length"], rate: float
 ) -> PreTrainedModel:
-    """Its distillation at its own settings, but one epoch over our tokens, and bfloat16 autocast as in ours."""
+    """Its distillation at its own settings, but one epoch over our tokens, and autocast as in ours."""
     from optipfair.distillation import distill_model
 
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision(torch.device("cpu")):
         return cast(
             PreTrainedModel,
             distill_model(student, teacher, _batches(input_ids, 1), epochs=1, learning_rate=rate, show_progress=False),

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import jobs as job_lines
 from sparsekd.config import Calibrate, Distill, Evaluate, Prune, Runtime
-from sparsekd.runtime import resolve_device
+from sparsekd.runtime import compute_dtype, resolve_device
 
 OUT = Path("benchmarks/results/peers.jsonl")
 WIDTHS = (1152, 896, 640)  # 75, 58 and 42 % of 1536
@@ -160,14 +160,13 @@ def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
 
 def _tasks(model: Path, data: Path) -> dict[str, Any]:
     """Score of each packaged task, with the standard error."""
-    import torch
 
     from sparsekd.evaluation.lm_eval_adapter import run_tasks
     from sparsekd.models import load_model, load_tokenizer
 
-    benchmarks = data / "raw/benchmarks"
+    benchmarks, device = data / "raw/benchmarks", resolve_device(Runtime())
     config = Evaluate(tasks=tuple(sorted(file.stem for file in benchmarks.glob("*.arrow"))))
-    loaded = load_model(model, torch.bfloat16)
+    loaded = load_model(model, compute_dtype(device), device)
     with tempfile.TemporaryDirectory() as out:
         found = run_tasks(loaded, load_tokenizer(model), config, Path(out) / "out", benchmarks).tasks
     return {name: {"value": score.value, "stderr": score.stderr} for name, score in found.items()}

@@ -24,8 +24,10 @@ from sparsekd.evaluation import lm_eval_adapter, shared_context
 from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import final_hidden, lm_head, load_model, load_tokenizer
 from sparsekd.pruning import walk
+from sparsekd.runtime import compute_dtype, mixed_precision
 
 Figures = dict[str, Any]
+_CPU = torch.device("cpu")
 _BATCH = 4  # sequences of a bare forward pass, as in stages teacher and prune
 
 
@@ -55,7 +57,7 @@ class Clock:
 @torch.inference_mode()
 def _forward(model: PreTrainedModel, input_ids: torch.Tensor, batch: int, autocast: bool = True) -> None:
     """A bare forward pass, final hidden states thrown away."""
-    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+    with mixed_precision(_CPU) if autocast else nullcontext():
         for ids in torch.split(input_ids, batch):
             final_hidden(model, ids)
 
@@ -149,7 +151,7 @@ def step(data: Path, variant: str, steps: int, warmup: int, batch: int = 1) -> F
 def _plain(model: PreTrainedModel, packed: Packed) -> Callable[[list[int]], None]:
     def backward(rows: list[int]) -> None:
         ids = packed.input_ids[rows]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(_CPU):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
 
@@ -158,14 +160,14 @@ def _plain(model: PreTrainedModel, packed: Packed) -> Callable[[list[int]], None
 
 def _ours(model: PreTrainedModel, packed: Packed, cache: Path, compiled: bool = False) -> Callable[[list[int]], None]:
     opened = TeacherCache.open(cache)
-    student.cast_frozen_projections(model, torch.bfloat16)
-    head = lm_head(model).to(model.device, torch.bfloat16)
-    loss = HeadLoss(head, opened.head, 0.5, 1.0, *run.head_terms(compiled))
+    student.cast_frozen_projections(model, compute_dtype(_CPU))
+    head = lm_head(model).to(_CPU, compute_dtype(_CPU))
+    loss = HeadLoss(head, opened.head.to(_CPU, compute_dtype(_CPU)), 0.5, 1.0, *run.head_terms(compiled))
     lesson = Lesson(packed, targets.cached(opened, "calibration"))
 
     def backward(rows: list[int]) -> None:
         ids, scored, labels, dense = lesson.batch(rows, model.device)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(_CPU):
             hidden = final_hidden(model, ids)
         hidden = hidden[:, :-1][scored]
         with torch.no_grad():
@@ -180,7 +182,7 @@ def evaluate(data: Path, rows: int) -> Figures:
 
     Only tokens that must be computed count as ours: each context once, no padding.
     """
-    model = load_model(data / "raw/model", torch.bfloat16)
+    model = load_model(data / "raw/model", compute_dtype(_CPU))
     tokenizer = load_tokenizer(data / "raw/model")
     packed = CalibrationSet.load(data / "calibration").calibration
     benchmarks = data / "raw/benchmarks"
@@ -257,7 +259,7 @@ def _train(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """Forward and backward passes of the decoder, feed-forward blocks and norms trained, without the LM head."""
     student.freeze_all_but_ffn_and_norms(model)
     for ids in torch.split(input_ids, 1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(_CPU):
             hidden = final_hidden(model, ids)
         hidden.backward(torch.ones_like(hidden))  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)

@@ -222,7 +222,8 @@ def _calibrate(
             read_corpora(raw, {"corpora": corpora}),
             load_tokenizer(dense),
             config.calibrate,
-            partial(load_model, dense, device=resolve_device(config.runtime)),
+            partial(load_model, dense),
+            resolve_device(config.runtime),
             progress,
         )
     for warning in built.warnings:

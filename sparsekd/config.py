@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float32"]
 OpenMPWait = Literal["passive", "active"]
 CacheKind = Literal["hidden", "sampled", "online"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -233,7 +234,10 @@ class Distill(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
     batch_size: int = Field(1, ge=1, description="Sequences a step, over all processes.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast over float32 weights, or plain float32.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="bf16 autocast over float32 weights, or plain float32; auto: bf16 where the device has units.",
+    )
     compile: Choice = Field("auto", description="torch.compile of layers and loss; auto: when a compiler is found.")
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="How attention is computed; auto is sdpa, and eager where layers are compiled for a CPU."
@@ -279,7 +283,10 @@ class Evaluate(Section):
     include_revision: str | None = Field(
         None, description="Content hash of that directory; resolved and written here before a run."
     )
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Weights and compute of the evaluation.")
+    dtype: DType = Field(
+        "auto",
+        description="Weights and compute of the evaluation; auto: bfloat16 where the device has units for it.",
+    )
     batch_size: int = Field(8, ge=1, description="Sequences or requests a forward pass.")
     seed: int = Field(1234, ge=0, description="Choice of rows, and the bootstrap.")
 
@@ -298,7 +305,7 @@ class Benchmark(Section):
     prefill_tokens: int = Field(512, ge=8, description="Tokens of the timed prompt.")
     decode_tokens: int = Field(32, ge=2, description="Tokens generated after it.")
     batch_size: int = Field(1, ge=1, description="Prompts at once.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Weights and compute.")
+    dtype: DType = Field("auto", description="Weights and compute; auto: bfloat16 where the device has units for it.")
     openmp_wait: OpenMPWait = Field(
         "active", description="runtime.openmp_wait while speed is timed: nothing of ours runs beside it."
     )

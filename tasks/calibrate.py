@@ -21,7 +21,8 @@ def calibrate(stage: Stage) -> None:
         read_corpora(texts.path, texts.facts),
         load_tokenizer(dense),
         stage.config.calibrate,
-        partial(load_model, dense, device=resolve_device(stage.config.runtime)),
+        partial(load_model, dense),
+        resolve_device(stage.config.runtime),
         stage.progress,
     )
     for warning in built.warnings:

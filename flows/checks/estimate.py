@@ -35,9 +35,10 @@ import gc
 gc.disable()
 import json, time, torch
 torch.set_num_threads({threads})
+from sparsekd.runtime import compute_dtype
 cuda = torch.cuda.is_available() and {cuda}
-a = torch.randn(2048, 1024, dtype=torch.bfloat16, device="cuda" if cuda else "cpu")
-b = torch.randn(1024, 2048, dtype=torch.bfloat16, device=a.device)
+device = torch.device("cuda" if cuda else "cpu")
+a, b = (torch.randn(*shape, device=device).to(compute_dtype(device)) for shape in ((2048, 1024), (1024, 2048)))
 def once():
     start = time.perf_counter()
     a @ b

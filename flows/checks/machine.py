@@ -1,4 +1,4 @@
-"""What this machine has, found out without torch: cores, memory, disk, compiler, CUDA, browser."""
+"""What this machine has, found out without torch: cores and their units, memory, disk, compiler, CUDA, browser."""
 
 from __future__ import annotations
 
@@ -11,11 +11,23 @@ from pathlib import Path
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "firefox")
 _CGROUP = Path("/sys/fs/cgroup")
+_CPU = Path("/proc/cpuinfo")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86, and a feature of ARM
 
 
 def cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def has_bfloat16() -> bool | None:
+    """Whether the cores multiply matrices in bfloat16 (sparsekd.runtime.has_bfloat16); None where nothing says so."""
+    if not _CPU.is_file():
+        return None
+    words = (
+        line.partition(":")[2].split() for line in _CPU.read_text().splitlines() if line.startswith(("flags", "Feat"))
+    )
+    return not _BFLOAT16.isdisjoint(next(words, []))
 
 
 def free_memory() -> int:

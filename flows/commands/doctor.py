@@ -82,6 +82,13 @@ def _software() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     yield Check("cores", "ok", str(machine.cores()), "" if machine.cores() > 1 else "expect twice the stated times")
+    if machine.has_bfloat16() is False:
+        yield Check(
+            "bfloat16",
+            "note",
+            "the cores have no units for it",
+            "stages compute in float32; expect up to four times the stated times",
+        )
     memory = machine.free_memory()
     enough = memory >= _NEEDED_MEMORY
     yield Check(

@@ -17,8 +17,9 @@ from sparsekd.calibration.split import Role, Split, refuse_overlap, split_docume
 from sparsekd.config import Calibrate
 from sparsekd.errors import ConfigError, SourceError
 from sparsekd.progress import Progress, silent
+from sparsekd.runtime import compute_dtype
 
-Load = Callable[[torch.dtype], PreTrainedModel]
+Load = Callable[[torch.dtype, torch.device], PreTrainedModel]
 _BATCH = 256
 
 
@@ -36,14 +37,15 @@ def build_calibration(
     tokenizer: PreTrainedTokenizerBase,
     config: Calibrate,
     load: Load,
+    device: torch.device,
     progress: Progress = silent,
 ) -> Built:
     """Split by document, tokenise, pack; add what the dense model writes: its share of calibration, and corpus `chat`.
 
     Calibration sequences come from all their sources in turn, the corpora in equal shares. Held-out documents
     contribute their first window only, so that a corpus counts many documents and its interval means something.
-    `load` gives the dense model in a dtype, and is called where it has something to write. Raises SourceError for
-    overlap between parts and for a corpus that is too short, ConfigError for a model that cannot write.
+    `load` gives the dense model in a dtype on `device`, and is called where it has something to write. Raises
+    SourceError for overlap between parts and for a corpus that is too short, ConfigError for a model that cannot write.
     """
     texts = {corpus.name: [_render(d, tokenizer, corpus.name) for d in corpus.documents] for corpus in corpora}
     splits = {corpus.name: _split(texts[corpus.name], corpus.role, config) for corpus in corpora}
@@ -75,11 +77,15 @@ def build_calibration(
         progress(len(training) + number + 1, len(corpora) + len(training), "corpora")
     if own:
         parts.append(
-            self_generated(load(torch.bfloat16), tokenizer, own, config.sequence_length, config.seed, progress)
+            self_generated(
+                load(compute_dtype(device), device), tokenizer, own, config.sequence_length, config.seed, progress
+            )
         )
     if config.chat_prompts:
         # float32: with padding, bfloat16 attention was seen to change greedy answers for the worse
-        test["chat"] = chat_corpus(load(torch.float32), tokenizer, config.chat_prompts, config.chat_tokens, progress)
+        test["chat"] = chat_corpus(
+            load(torch.float32, device), tokenizer, config.chat_prompts, config.chat_tokens, progress
+        )
     data = CalibrationSet(interleave(parts), validation, test)
     shares = dict(zip(training, share, strict=True)) | ({"self_generated": own} if own else {})
     return Built(data, _facts(data, splits) | {"trained_on": training, "calibration_sequences": shares}, warnings)

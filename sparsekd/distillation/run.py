@@ -39,7 +39,7 @@ from sparsekd.distillation.trainer import Lesson, Trainer
 from sparsekd.errors import ArtifactError
 from sparsekd.models import count_parameters, lm_head, load_model, save_checkpoint
 from sparsekd.progress import Progress, silent
-from sparsekd.runtime import conditions
+from sparsekd.runtime import compute_dtype, conditions
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,10 @@ def train(
     if strategy.leads:
         _require_disk(place.parent, facts["trained_parameters"])
     head = lm_head(model).to(device)
-    if config.precision == "bf16":
-        head = head.to(device, torch.bfloat16)
-        cast_frozen_projections(model, torch.bfloat16)
+    dtype = compute_dtype(device, config.precision)
+    if dtype is torch.bfloat16:
+        head = head.to(device, dtype)
+        cast_frozen_projections(model, dtype)
     choose_attention(model, config, compiled, device)
     if config.activation_checkpointing:
         checkpoint_activations(model)
@@ -175,7 +176,8 @@ def train(
 
 def _conditions(device: torch.device, compiled: bool, config: Distill) -> dict[str, Any]:
     """All that the bits depend on beside configuration and inputs."""
-    settled = {"precision": config.precision, "compiled": compiled, "torch": library_versions()["torch"]}
+    precision = "bf16" if compute_dtype(device, config.precision) is torch.bfloat16 else "fp32"
+    settled = {"precision": precision, "compiled": compiled, "torch": library_versions()["torch"]}
     return conditions(device) | settled
 
 

@@ -16,6 +16,7 @@ from sparsekd.distillation.teacher.cache import TeacherCache
 from sparsekd.distillation.teacher.sampled import SampledFormat, SampledTarget, read_sample
 from sparsekd.distillation.teacher.shards import Part
 from sparsekd.models import final_hidden
+from sparsekd.runtime import compute_dtype, mixed_precision
 
 Target = Float[Tensor, "tokens hidden"] | SampledTarget
 """The teacher at some tokens: final hidden states in bfloat16, or a sample of its distribution."""
@@ -69,12 +70,12 @@ class Online:
     """No cache: the dense model's own forward pass, with the arithmetic that stage teacher caches."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Takes over `model`: its projections become bfloat16, as autocast would have them."""
+        """Takes over `model`: its projections become what autocast would make them."""
         self._model = model.requires_grad_(False)
-        cast_frozen_projections(model, torch.bfloat16)
+        cast_frozen_projections(model, compute_dtype(model.device))
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int], input_ids: Tensor, scored: Tensor) -> Target:
-        with torch.autocast(input_ids.device.type, torch.bfloat16):
+        with mixed_precision(input_ids.device):
             hidden = final_hidden(self._model, input_ids).to(torch.bfloat16)
         return hidden[:, :-1][scored]

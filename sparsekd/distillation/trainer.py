@@ -6,7 +6,6 @@ same bits as an undisturbed one on the same machine.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from sparsekd.distillation.strategy import Alone
 from sparsekd.distillation.targets import Target, TargetSource
 from sparsekd.errors import TrainingError
 from sparsekd.progress import Progress, silent
+from sparsekd.runtime import mixed_precision
 
 _DIVERGED = 3.0  # nats above the best smoothed loss
 _SMOOTHING = 0.9
@@ -192,10 +192,8 @@ class Trainer:
     def _weigh(self, kl: float, ce: float) -> float:
         return (1 - self.config.alpha) * ce + self.config.alpha * self.config.temperature**2 * kl
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
+    def _autocast(self) -> torch.autocast:
+        return mixed_precision(self.model.device, self.config.precision)
 
     def _check(self, row: dict[str, Any], position: Position, smoothed: float, best: float) -> None:
         finite = math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])

@@ -23,6 +23,7 @@ from sparsekd.evaluation.results import Agreement, Evaluation, Perplexity
 from sparsekd.evaluation.tokens import divergence, reliability
 from sparsekd.models import count_parameters, declared_dtype, load_model, load_tokenizer
 from sparsekd.progress import Progress, silent
+from sparsekd.runtime import compute_dtype
 
 CHAT = "chat"
 
@@ -53,12 +54,13 @@ def evaluate_model(
     Raises ModelError, ConfigError (unknown task), SourceError (no rows), ArtifactError (teacher cache).
     """
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(path)
+    dtype, tokenizer = compute_dtype(torch.device(device), config.dtype), load_tokenizer(path)
+    config = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     tasks = partial(
         run_tasks, tokenizer=tokenizer, config=config, benchmarks=benchmarks, checkpoint=str(path), progress=progress
     )
     texts = partial(_score_corpora, teacher=teacher, batch_size=config.batch_size, progress=progress)
-    model = load_model(path, getattr(torch, config.dtype), device)
+    model = load_model(path, dtype, device)
     # tasks come first: of all that can go wrong, a task without rows is the likeliest
     run = tasks(model, out=out / "lm_eval", home=(home or out) / "lm_eval") if config.tasks else None
     test = test or {}

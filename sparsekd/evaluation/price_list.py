@@ -20,6 +20,7 @@ from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import count_parameters, declared_dtype, load_model, reduction
 from sparsekd.progress import Progress, silent
 from sparsekd.pruning.preview import prune_to_each, pruned_model
+from sparsekd.runtime import compute_dtype
 
 _SEQUENCES = 8  # a forward pass
 
@@ -36,14 +37,16 @@ def price_list(
 ) -> PriceList:
     """Prune the checkpoint `dense` to each of `widths` by statistics over `data.calibration`, and score each.
 
-    `cache` holds the dense model's hidden states of the validation part. Models are scored in the checkpoint's own
-    dtype, one at a time.
+    `cache` holds the dense model's hidden states of the validation part. Models are scored one at a time, in the
+    checkpoint's own dtype, or in float32 where that is bfloat16 and the device has no units for it.
     """
     model = load_model(dense, torch.float32, device)
     full, dtype = feed_forwards(model)[0].width, declared_dtype(dense)
+    if dtype is torch.bfloat16:
+        dtype = compute_dtype(device)
     layers = prune_to_each(model, data.calibration.input_ids, widths, config, progress)
     model = load_model(dense, dtype, device)
-    whole = _Counts(count_parameters(model), request_cost(model, Benchmark()))
+    whole = _Counts(count_parameters(model), request_cost(model, Benchmark()), declared_dtype(dense).itemsize)
     offers = [_offer(model, full, whole, data, cache)]
     for kept in layers.values():
         progress(len(offers), 1 + len(layers), "models")
@@ -59,6 +62,7 @@ class _Counts(NamedTuple):
 
     parameters: dict[str, int]
     cost: dict[str, float]
+    itemsize: int
 
 
 def _offer(model: PreTrainedModel, full: int, dense: _Counts, data: CalibrationSet, cache: TeacherCache) -> Offer:
@@ -72,7 +76,7 @@ def _offer(model: PreTrainedModel, full: int, dense: _Counts, data: CalibrationS
         share=width / full,
         parameters=parameters,
         reduction=reduction(dense.parameters, parameters, width / full),
-        bytes=parameters["total"] * model.dtype.itemsize,
+        bytes=parameters["total"] * dense.itemsize,
         kl={corpus: found["kl"] for corpus, one in sums.items() if (found := one.agreement(0))},
         perplexity={corpus: found.perplexity(0) for corpus, found in sums.items()},
         speed_up=predicted_speedup(dense.cost, request_cost(model, Benchmark())),

@@ -112,6 +112,7 @@ def run_benchmark(
             **settings.model_dump(),
             "threads": described["threads"],
             "device": described["device"],
+            "dtype": described["dtype"],
         },
         "host": describe_host(),
         "models": measured,

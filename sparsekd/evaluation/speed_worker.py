@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsekd.config import Benchmark, Runtime
 from sparsekd.errors import SparseKDError
-from sparsekd.runtime import importing, prepare_process, resolve_device, thread_count, use_threads
+from sparsekd.runtime import compute_dtype, importing, prepare_process, resolve_device, thread_count, use_threads
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,8 @@ class Timed:
             from sparsekd.models import load_model
 
         use_threads(runtime)
-        self.settings = settings
-        self.model: PreTrainedModel = load_model(path, getattr(torch, settings.dtype), resolve_device(runtime))
+        self.settings, device = settings, resolve_device(runtime)
+        self.model: PreTrainedModel = load_model(path, compute_dtype(device, settings.dtype), device)
         generator = torch.Generator().manual_seed(0)
         shape = (settings.batch_size, settings.prefill_tokens)
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -57,6 +57,7 @@ class Timed:
             "cost": request_cost(self.model, self.settings),
             "device": self._device(),
             "threads": thread_count(runtime),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
     def time(self) -> dict[str, float]:

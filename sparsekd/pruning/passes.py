@@ -13,6 +13,7 @@ from sparsekd.feed_forward import FeedForward
 from sparsekd.pruning.entry import Arguments, Captured
 from sparsekd.pruning.statistics import Moments
 from sparsekd.pruning.target import block_target
+from sparsekd.runtime import mixed_precision
 
 _ROUNDING = 0.05  # of the block's output: what bfloat16 leaves, with room
 
@@ -95,7 +96,7 @@ def _residual(seen: dict[str, Tensor], hidden: Tensor) -> Tensor:
 
 def _check_sum(block: FeedForward, residual: Tensor, output: Tensor, after: Tensor) -> None:
     """Raise ModelError unless the layer gives on what its family's description says: the walk relies on it."""
-    with torch.autocast(residual.device.type, torch.bfloat16):
+    with mixed_precision(residual.device):
         added = block.contribution(output)
     gap = (block.after(residual + added) - after).norm()
     if gap > _ROUNDING * block.after(added).norm():
@@ -109,7 +110,7 @@ def _check_sum(block: FeedForward, residual: Tensor, output: Tensor, after: Tens
 def _run(layer: nn.Module, hidden: Tensor, arguments: Arguments, hooks: list[Any]) -> Tensor:
     more, named = arguments
     try:
-        with torch.autocast(hidden.device.type, torch.bfloat16):
+        with mixed_precision(hidden.device):
             return _first(layer(hidden, *more, **named))
     except Captured:
         return hidden

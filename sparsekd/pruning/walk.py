@@ -25,6 +25,7 @@ from sparsekd.pruning.layer import PrunedLayer, prune_layer
 from sparsekd.pruning.passes import collect
 from sparsekd.pruning.selection import Select
 from sparsekd.pruning.weights import InMemory, Layers
+from sparsekd.runtime import compute_dtype, mixed_precision
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def prune_model(
     """Prune every feed-forward block of `model` to `width` neurons, in place, by statistics over `input_ids`.
 
     `select` chooses the neurons in place of `config.selection`. At full width nothing is changed. Returns a report for
-    each layer. Weights stay in the model's dtype; matmuls run in bfloat16 by autocast, residual streams and statistics
-    in float32 or better.
+    each layer. Weights stay in the model's dtype; matmuls run in `compute_dtype` by autocast, residual streams and
+    statistics in float32 or better.
     """
     reports = prune_layers(InMemory(model), input_ids, width, config, progress, select=select)
     set_width(model, width)
@@ -132,16 +133,16 @@ def _prune_block(
     """
     device = block.down_weight.device
     second = pruned if config.compensation == "sequential" else None
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         moments, activations = collect(block, arguments, dense, second, config.batch_size)
     result = prune_layer(moments, block.down_weight, width, config, block.incoming, number, select)
     block.keep(result.neurons, result.down_weight)
     if second is None:
         return result
     kept = result.neurons.cpu()
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         for start in range(0, len(dense), config.batch_size):
             rows = slice(start, start + config.batch_size)
-            added = block.contribution(block.down(activations[rows][..., kept].to(device)))
+            added = block.contribution(block.down(activations[rows][..., kept].to(device, compute_dtype(device))))
             pruned[rows] = block.after(pruned[rows].to(device) + added).cpu()
     return result

@@ -168,6 +168,7 @@ def axe():
 
 def barriers(browser, axe):
     """What axe finds in the page as it stands: rule, and the first element that breaks it."""
+    browser.set_script_timeout(100)  # it takes 20 s and more on busy cores
     browser.execute_script(axe)
     return browser.execute_async_script(
         "const done = arguments[0];"

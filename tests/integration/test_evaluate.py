@@ -23,11 +23,13 @@ from sparsekd.evaluation import Evaluation, evaluate_model
 from sparsekd.evaluation.perplexity import document_sums
 from sparsekd.feed_forward import feed_forwards, set_width
 from sparsekd.models import load_model, load_tokenizer, save_checkpoint
+from sparsekd.runtime import compute_dtype
 from tests.small_benchmarks import write_benchmarks
 
 CHECKOUT = Path(__file__).parents[2]
 CONFIG = Evaluate(tasks=("piqa", "hellaswag"), rows=6)
 PROMPTS = ("the river", "a small house")
+FASTEST = str(compute_dtype(torch.device("cpu"))).removeprefix("torch.")
 
 
 class Inputs:
@@ -76,7 +78,7 @@ def inputs(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 def test_the_dense_model_is_what_it_is(inputs: Inputs, tmp_path: Path) -> None:
     found = inputs.evaluate(inputs.dense, tmp_path)
     assert found.variant == "dense"
-    assert found.dtype == "bfloat16"
+    assert found.dtype == FASTEST
     assert found.bytes == (inputs.dense / "model.safetensors").stat().st_size
     assert found.parameters == {"total": 384 * 32 + 2 * (3 * 32 * 64 + 32 * 96 + 64) + 32} | {
         "non_embedding": 2 * (3 * 32 * 64 + 32 * 96 + 64) + 32,
@@ -230,7 +232,7 @@ def test_the_stage_writes_a_repeatable_artifact(inputs: Inputs, tmp_path: Path) 
     assert found.variant == "pruned"
     assert found.agreement["wiki"].kl.value > 0.01
     assert found.command is not None
-    assert "pretrained=data/pruned,dtype=bfloat16" in found.command
+    assert f"pretrained=data/pruned,dtype={FASTEST}" in found.command
     assert "--samples data/evaluation/pruned/lm_eval/samples.json" in found.command
     for file in (tmp_path / "data/evaluation/pruned").rglob("*"):
         assert not file.is_file() or str(tmp_path) not in file.read_text()

@@ -130,7 +130,7 @@ def test_two_runs_write_the_same_bytes_and_nothing_of_this_machine(
 ) -> None:
     monkeypatch.chdir(benchmarks.parent)
     relative = Path(benchmarks.name)
-    config = Evaluate(tasks=("piqa", "winogrande", "hellaswag"), rows=4)
+    config = Evaluate(tasks=("piqa", "winogrande", "hellaswag"), rows=4, dtype="bfloat16")
     home = Path("data/evaluation/dense/lm_eval")
     for name in ("one", "two"):
         run_tasks(*loaded, config, tmp_path / name, relative, "data/raw/model", home)

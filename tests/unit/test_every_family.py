@@ -30,6 +30,7 @@ from sparsekd.pruning import passes, walk
 from sparsekd.pruning.compensation import ridge
 from sparsekd.pruning.statistics import Moments
 from sparsekd.pruning.target import block_target
+from sparsekd.runtime import mixed_precision
 from tests.tiny_models import EVERY_FAMILY, tiny_model
 
 WIDTH = 64
@@ -158,7 +159,7 @@ def test_behind_a_norm_the_scale_of_the_down_projection_changes_nothing(family: 
 def last_stream(model: PreTrainedModel, ids: Tensor) -> Tensor:
     seen: list[Tensor] = []
     hook = feed_forwards(model)[-1].layer.register_forward_hook(lambda _, inputs, out: seen.append(passes._first(out)))
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision(torch.device("cpu")):
         model.base_model(input_ids=ids, use_cache=False)
     hook.remove()
     return seen[0].float()

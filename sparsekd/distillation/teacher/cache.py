@@ -24,6 +24,7 @@ from sparsekd.distillation.teacher.sampled import SampledFormat
 from sparsekd.distillation.teacher.shards import Part, Shard
 from sparsekd.errors import ArtifactError, ConfigError
 from sparsekd.models import LMHead
+from sparsekd.runtime import compute_dtype
 
 CALIBRATION = "calibration"
 INDEX = "index.json"
@@ -51,6 +52,7 @@ class TeacherCache:
     head: LMHead
     index: CacheIndex
     _opened: dict[str, Part] = field(default_factory=dict)
+    _heads: dict[torch.device, LMHead] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path) -> TeacherCache:
@@ -82,8 +84,11 @@ class TeacherCache:
         return part.rows(range(part.sequences) if rows is None else rows)["hidden"]
 
     def logits(self, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens vocab"]:
-        """The teacher's logits, float32: one matmul in the cache's own dtype."""
-        return self.head.to(hidden.device).logits(hidden).float()
+        """The teacher's logits, float32: one matmul, in the cache's own dtype or else in float32."""
+        device = hidden.device
+        if device not in self._heads:
+            self._heads[device] = self.head.to(device, compute_dtype(device))
+        return self._heads[device].logits(hidden).float()
 
     def check(self, config: Distill) -> None:
         """Raise ConfigError, with the reason, for a loss that this cache cannot serve without bias."""

@@ -21,6 +21,7 @@ from sparsekd.distillation.teacher.shards import ShardWriter
 from sparsekd.errors import ConfigError
 from sparsekd.models import LMHead, final_hidden, lm_head
 from sparsekd.progress import Progress, silent
+from sparsekd.runtime import compute_dtype, mixed_precision
 
 _CHUNK = 64  # tokens whose logits are sampled at once: this many still fit a CPU's cache
 
@@ -38,6 +39,7 @@ def write_teacher_cache(
     Its size is said first. Raises ConfigError for a top_k that leaves no tail in this vocabulary.
     """
     head = lm_head(model).to(model.device, torch.bfloat16)
+    fast = head.to(model.device, compute_dtype(model.device))
     form = _sampled_format(config, len(head.weight)) if config.cache == "sampled" else None
     say(describe_size(config, head, data))
     parts = data.parts()
@@ -49,7 +51,7 @@ def write_teacher_cache(
         writer, first = ShardWriter(out, name), 0
         for hidden in hidden_states(model, packed, config.batch_size):
             sampled = form is not None and name == CALIBRATION
-            writer.add(_sampled(hidden, first, head, form) if form and sampled else {"hidden": hidden})
+            writer.add(_sampled(hidden, first, fast, form) if form and sampled else {"hidden": hidden})
             first += len(hidden)
             done += hidden.shape[0] * hidden.shape[1]
             progress(done, total, "tokens")
@@ -67,7 +69,7 @@ def hidden_states(
     """Final normed hidden states batch by batch, bfloat16, on the model's device."""
     for start in range(0, len(packed.input_ids), batch_size):
         batch = packed.input_ids[start : start + batch_size].to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with mixed_precision(model.device):
             yield final_hidden(model, batch).to(torch.bfloat16)
 
 

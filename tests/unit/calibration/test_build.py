@@ -24,10 +24,11 @@ SMALL = Calibrate(
     tokens=1024, sequence_length=64, held_out_tokens=128, held_out_share=0.2, minimum_characters=10, chat_prompts=3,
     chat_tokens=5, self_generated=0.25,
 )  # fmt: skip
+CPU = torch.device("cpu")
 TEXTS_ALONE = SMALL.model_copy(update={"chat_prompts": 0, "self_generated": 0.0})
 
 
-def no_model(dtype: torch.dtype) -> PreTrainedModel:
+def no_model(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     raise AssertionError("the model has nothing to write, so it is not loaded")
 
 
@@ -42,7 +43,7 @@ def corpora() -> list[Corpus]:
 def test_a_calibration_set_holds_what_was_asked_for(
     tokenizer: PreTrainedTokenizerFast, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    built = build_calibration(corpora(), tokenizer, SMALL, partial(load_model, tiny_llama_dir))
+    built = build_calibration(corpora(), tokenizer, SMALL, partial(load_model, tiny_llama_dir), CPU)
     data = built.data
     assert data.calibration.input_ids.shape == (16, 64)
     assert {name: packed.tokens for name, packed in data.validation.items()} == dict.fromkeys(
@@ -58,7 +59,7 @@ def test_a_calibration_set_holds_what_was_asked_for(
 
 
 def test_no_document_is_in_two_parts_and_every_beginning_is_mixed(tokenizer: PreTrainedTokenizerFast) -> None:
-    data = build_calibration(corpora(), tokenizer, TEXTS_ALONE, no_model).data
+    data = build_calibration(corpora(), tokenizer, TEXTS_ALONE, no_model, CPU).data
     text = tokenizer.decode(data.calibration.input_ids.flatten().tolist())
     for part in (data.validation, data.test):
         for packed in part.values():
@@ -92,17 +93,21 @@ def test_a_document_in_two_parts_is_refused() -> None:
 def test_documents_that_were_left_out_are_counted_where_text_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
     settings = TEXTS_ALONE.model_copy(update={"minimum_characters": 10_000})
     with pytest.raises(SourceError, match=r"shorter than calibrate\.minimum_characters = 10000: 300"):
-        build_calibration([Corpus("wiki", "calibration", list(make_documents(300, 1)))], tokenizer, settings, no_model)
+        build_calibration(
+            [Corpus("wiki", "calibration", list(make_documents(300, 1)))], tokenizer, settings, no_model, CPU
+        )
 
 
 def test_a_corpus_that_is_too_short_says_how_much_is_missing(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(SourceError, match=r"Corpus wiki is too short: its calibration part fills \d+ sequences of 64"):
-        build_calibration([Corpus("wiki", "calibration", list(make_documents(5, 1)))], tokenizer, TEXTS_ALONE, no_model)
+        build_calibration(
+            [Corpus("wiki", "calibration", list(make_documents(5, 1)))], tokenizer, TEXTS_ALONE, no_model, CPU
+        )
 
 
 def test_messages_are_rendered_through_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     chats = [[{"role": "user", "content": text}] for text in make_documents(60, seed=6)]
-    data = build_calibration([Corpus("chats", "calibration", list(chats))], tokenizer, TEXTS_ALONE, no_model).data
+    data = build_calibration([Corpus("chats", "calibration", list(chats))], tokenizer, TEXTS_ALONE, no_model, CPU).data
     assert "<|user|>" in tokenizer.decode(data.calibration.input_ids.flatten().tolist())
 
 

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from flows.checks import machine
 from flows.cli.app import app
 from flows.commands import doctor, job, steps
 from sparsekd.config import RunConfig
@@ -239,6 +240,29 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert re.search(r"^MISSING +git +not installed: DVC needs it$", result.output, re.MULTILINE)
     assert "\nMissing: git" in result.output
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 fma\n", False),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags\t\t: avx512f amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        (None, None),
+    ],
+)
+def test_doctor_notes_a_cpu_without_units_for_bfloat16(
+    cpuinfo: str | None, expected: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if cpuinfo:
+        file.write_text(f"processor\t: 0\n{cpuinfo}")
+    monkeypatch.setattr(machine, "_CPU", file)
+    assert machine.has_bfloat16() is expected
+    noted = re.search(r"^note +bfloat16 ", runner.invoke(app, ["doctor"]).output, re.MULTILINE)
+    assert bool(noted) is (expected is False)
 
 
 def test_a_single_step_hands_over_configuration_and_progress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

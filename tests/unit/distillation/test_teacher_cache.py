@@ -20,6 +20,7 @@ from sparsekd.distillation.teacher import write as module
 from sparsekd.distillation.teacher.shards import ShardWriter
 from sparsekd.errors import ArtifactError, ConfigError
 from sparsekd.models import final_hidden, lm_head, load_model
+from sparsekd.runtime import mixed_precision
 
 LENGTH, TOP_K, DRAWS = 32, 8, 24
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def caches(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, T
 def test_any_rows_come_back_from_shards_of_bounded_size(dense: Path, caches: dict[str, TeacherCache]) -> None:
     cache = caches["hidden"]
     assert [shard.sequences for shard in cache.index.parts["calibration"]] == [3, 3, 3, 1]
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(torch.device("cpu")):
         expected = final_hidden(load_model(dense), DATA.calibration.input_ids).to(torch.bfloat16)
     assert torch.equal(cache.hidden("calibration", [7, 0, 9, 3]), expected[[7, 0, 9, 3]])
     assert torch.equal(cache.hidden("calibration"), expected)
@@ -70,7 +71,7 @@ def test_hidden_gives_the_teachers_logits_within_the_rounding_of_bfloat16(
     """Of the teacher as it is cached, under autocast: states, head and logits are each rounded once."""
     model = load_model(dense)
     with torch.inference_mode():
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(torch.device("cpu")):
             hidden = final_hidden(model, DATA.calibration.input_ids).float()
         exact = lm_head(model).logits(hidden)
     again = caches["hidden"].logits(caches["hidden"].hidden("calibration"))

@@ -17,6 +17,7 @@ from sparsekd.errors import ArtifactError
 from sparsekd.evaluation import perplexity
 from sparsekd.evaluation.perplexity import document_sums, score_tokens, token_scores
 from sparsekd.models import final_hidden, lm_head, load_model
+from sparsekd.runtime import compute_dtype
 
 
 def random_documents(lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -121,7 +122,7 @@ def test_the_dense_model_agrees_with_itself_within_rounding(
 
 
 def test_identical_hidden_states_agree_exactly(tiny_llama_dir: Path, data: CalibrationSet) -> None:
-    model = load_model(tiny_llama_dir, torch.bfloat16)
+    model = load_model(tiny_llama_dir, compute_dtype(torch.device("cpu")))
     head = lm_head(model)
     with torch.inference_mode():
         hidden = final_hidden(model, data.test["wiki"].input_ids[:1])[0, :-1]

@@ -17,6 +17,7 @@ from sparsekd.feed_forward import feed_forwards
 from sparsekd.pruning.selection import SELECTIONS, Selection, by_score
 from sparsekd.pruning.statistics import LayerStatistics
 from sparsekd.pruning.walk import prune_model
+from sparsekd.runtime import mixed_precision
 from tests.tiny_models import tiny_model
 
 WIDTH, KEPT = 64, 40
@@ -47,7 +48,7 @@ def dense_activations(family: str) -> list[Tensor]:
             seen.append((inputs[0].float() * weight).flatten(0, -2).double())
 
         block.down.register_forward_hook(watch)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision(torch.device("cpu")):
         model.base_model(input_ids=ids(), use_cache=False)
     return seen
 
