@@ -21,7 +21,7 @@ from tests.miniature import CHECKOUT, STAGES, Miniature, make_miniature, wait_un
 from tests.prefect_api import ask
 from tests.s3_server import KEYS, Storage, storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 LOST_SECONDS = 120
 """So soon the run of a dead machine must go on elsewhere."""

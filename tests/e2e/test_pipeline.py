@@ -17,7 +17,7 @@ from sparsekd.artifacts import hash_file
 from tests.miniature import wait_until
 from tests.tiny_checkout import dvc, environment, make_tiny_checkout
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.miniature import make_miniature, started, wait_until
 from tests.prefect_api import ask
 from tests.tracked_project import REPOSITORY, Project, command, runs, versions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 def _binary(name: str) -> str | None:

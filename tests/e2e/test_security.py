@@ -20,7 +20,7 @@ from tests.integration.test_command_line import command
 from tests.miniature import Miniature, make_miniature, started, wait_until
 from tests.prefect_api import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 SERVE = """
 import sys

@@ -26,7 +26,7 @@ from tests.databases import copy_mlflow_database
 from tests.miniature import STAGES, Miniature, kill, make_miniature, started, wait_until
 from tests.prefect_api import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 SERVE = """
 import sys
@@ -247,7 +247,7 @@ def test_the_form_in_a_browser(served: Served, tmp_path: Path) -> None:
     driver = webdriver.Chrome(options, Service(DRIVER))
     try:
         driver.get(f"{served.prefect}/deployments/deployment/{served.deployment()['id']}/run")
-        wait = WebDriverWait(driver, 90)
+        wait = WebDriverWait(driver, 240)
         path = "//label[starts-with(normalize-space(.),'Width')]/following::input"
         field = wait.until(lambda d: d.find_element(By.XPATH, path))
         assert float(field.get_attribute("value")) > 0

@@ -12,7 +12,7 @@ import pytest
 from tests.miniature import make_miniature, started
 from tests.prefect_api import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 EVALUATE = """
 import json, sys

@@ -240,7 +240,6 @@ def test_a_run_that_waits_for_mlflow_is_something_to_do(mini: Miniature) -> None
     assert (found.stages, found.nothing_to_do) == ((), False)
 
 
-@pytest.mark.timeout(400)
 def test_a_run_shows_its_stages_fails_in_a_sentence_and_goes_on(mini: Miniature) -> None:
     before = (mini.root / "params.yaml").read_text()
     failing = mini.control("fail", "distill")

@@ -21,7 +21,7 @@ from tests.integration.test_command_line import command, computed  # noqa: F401 
 from tests.miniature import Miniature, started, wait_until
 from tests.prefect_api import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMPRESS = "import sys; sys.argv[0] = 'sparsekd'; from flows.cli.app import main; main()"

@@ -223,7 +223,6 @@ def test_a_task_that_runs_code_is_refused(loaded: Loaded, benchmarks: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_printed_command_repeats_the_scores(tiny_llama_dir: Path, benchmarks: Path, tmp_path: Path) -> None:
     """lm_eval's own command line, in a process of its own, with stock HFLM."""
     config = Evaluate(tasks=("hellaswag", "winogrande"), rows=5, dtype="float32")

@@ -18,7 +18,7 @@ from tests.e2e.test_flow import LAUNCH
 from tests.miniature import STAGES, Miniature, make_miniature, started
 from tests.s3_server import KEYS, Storage, storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

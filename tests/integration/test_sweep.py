@@ -17,7 +17,7 @@ from tests.integration.test_isolated import COMPRESS, Run, mini, run  # noqa: F4
 from tests.miniature import Miniature, started, wait_until
 from tests.prefect_api import ask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_grid_shares_what_it_can_and_is_compared(mini: Miniature, run: Run, api: str) -> None:  # noqa: F811

@@ -22,7 +22,7 @@ from tests.integration.test_command_line import command
 from tests.miniature import CHECKOUT, Miniature, kill, make_miniature, started, wait_until
 from tests.tiny_models import make_documents
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 _HANGING = """\

@@ -21,7 +21,7 @@ from tests.integration.test_texts_add import added, commit, talks
 from tests.miniature import Miniature
 from tests.tiny_models import make_documents
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 _STAGE = """\
@@ -77,7 +77,6 @@ def records(root: Path, experiment: str) -> list[str]:
     return [path for path in git(root, "ls-tree", "-r", "--name-only", tree).splitlines() if path.endswith(".dvc")]
 
 
-@pytest.mark.timeout(400)
 def test_a_run_uses_the_version_that_it_is_pinned_to(mini: Miniature, run: Run, tmp_path: Path, api: str) -> None:
     def compress(*arguments: str) -> str:
         done = run("compress", *arguments, PREFECT_API_URL=api)
@@ -119,7 +118,6 @@ def test_a_run_uses_the_version_that_it_is_pinned_to(mini: Miniature, run: Run, 
     assert [json.loads(line)["text"] for line in lines] == old, "in the checkout too"
 
 
-@pytest.mark.timeout(400)
 def test_gc_keeps_versions_that_experiments_branches_and_the_checkout_name(
     mini: Miniature, run: Run, tmp_path: Path, api: str
 ) -> None:

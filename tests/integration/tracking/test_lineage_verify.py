@@ -305,7 +305,6 @@ def test_other_versions_here_are_noted_and_no_failure(traced: Traced, monkeypatc
 # Through a server that keeps the files itself
 
 
-@pytest.mark.timeout(240)
 def test_through_a_server_files_are_fetched_and_verified(
     server: Server, traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,6 @@ def load(uri: str, version: str, folder: Path) -> tuple[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("where", ["database", "upload"])
 def test_version_1_loads_through_a_server_also_after_the_next_run(
     server: Server,
@@ -196,7 +195,6 @@ def _down_proj(checkpoint: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_version_predicts_as_a_python_function_and_ships_the_card(
     project: Project, checkpoints: tuple[Path, Path]
 ) -> None:

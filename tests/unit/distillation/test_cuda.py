@@ -19,7 +19,6 @@ from tests.conftest import NO_GPU
 DEVICES = torch.cuda.device_count()
 pytestmark = [
     pytest.mark.skipif(DEVICES < 1, reason=f"{NO_GPU} here"),
-    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # torch's own, from inside its compiler
 ]
 LENGTH = 32

@@ -104,7 +104,6 @@ def school(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., P
     return School(tmp_path_factory.mktemp("school"), make_model)
 
 
-@pytest.mark.timeout(300)
 def test_ddp_on_two_machines_distils_what_one_process_does(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each machine has folders of its own and ends with the same checkpoint."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -130,7 +129,6 @@ def test_ddp_on_two_machines_distils_what_one_process_does(school: School, monke
         assert (school.out("first") / name).read_bytes() == (school.out("second") / name).read_bytes()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("strategy", "best", "process", "tensors"),
     [

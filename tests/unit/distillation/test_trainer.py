@@ -77,7 +77,6 @@ def test_a_killed_run_ends_with_the_same_bits(school: tuple[Path, Curriculum], t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (install g++)")
 @pytest.mark.skipif(" " in sys.prefix, reason="the environment's path holds a space; stages start through a link")
 @pytest.mark.filterwarnings("ignore")  # torch's own, from inside its compiler
