@@ -92,7 +92,7 @@ def resolve_device(runtime: Runtime) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device has units for matrix products in bfloat16.
+    """Whether the device has units for matrix products in bfloat16, and torch kernels that use them.
 
     Without them such products take seven times as long as in float32 on a CPU with AVX2 (docs/experiments.md).
     """
@@ -100,9 +100,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # oneDNN takes any AVX-512, but where that has no instructions for bfloat16 it works in float32, with casts on top
-    emulated = torch.cpu._is_avx512_supported() and not torch.cpu._is_avx512_bf16_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not emulated
+    # oneDNN alone takes any AVX-512, but where that has no instructions for bfloat16 it works in float32, with casts
+    units = torch.cpu.get_capabilities()
+    found = any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is ARM's
+    return found and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def compute_dtype(device: torch.device, chosen: str = "auto") -> torch.dtype:
@@ -111,11 +112,12 @@ def compute_dtype(device: torch.device, chosen: str = "auto") -> torch.dtype:
 
     if chosen == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
-    return torch.bfloat16 if chosen in ("bfloat16", "bf16") else torch.float32
+    names = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32, "float32": torch.float32}
+    return names[chosen]
 
 
 def mixed_precision(device: torch.device, chosen: str = "auto") -> torch.autocast:
-    """Matrix products of float32 weights in `compute_dtype`."""
+    """Matrix products of float32 weights in `compute_dtype`: autocast to bfloat16, or nothing."""
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device, chosen) is torch.bfloat16)
@@ -129,6 +131,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),
     }
 
 

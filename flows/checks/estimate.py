@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.checks import machine
 from sparsekd.calibration.sampling_batches import sampling_batches
-from sparsekd.config import RunConfig
+from sparsekd.config import DType, RunConfig
 from sparsekd.distillation.cache_size import SHARD_BYTES, cache_bytes
 from sparsekd.export.formats import TIMED_DECODE, TIMED_PREFILL, gguf_types
 from sparsekd.families import check_fields, family_of, head_widths, parameters_from_config
@@ -126,7 +127,7 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
     vocabulary = model["vocab_size"]
     forward = _forward(made.dense, model) / (0.7 * flops)
     student = _forward(made.pruned, model) / (0.7 * flops)
-    decode = made.dense_bytes / 8e9 + 0.02  # a token at a time reads all weights
+    decode = _weight_bytes(config) * made.dense["total"] / 8e9 + 0.02  # a token at a time reads all weights
     statistics = min(config.prune.statistics_tokens, tokens)
     online = config.teacher.cache == "online"
     sampled = tokens * vocabulary * _SAMPLED_SECONDS if config.teacher.cache == "sampled" else 0
@@ -176,15 +177,23 @@ def predicted_seconds(config: RunConfig, model: dict[str, Any], made: Compressed
 
 def _sampling_seconds(config: RunConfig, model: dict[str, Any], forward: float, decode: float) -> float:
     """Of the self-generated sequences: each step of a batch reads all weights, its products, its keys and values."""
-    length, token_bytes = config.calibrate.sequence_length, _token_bytes(model)
+    length, token_bytes = config.calibrate.sequence_length, _token_bytes(config, model)
     batches = sampling_batches(config.calibrate.self_generated_sequences, length, token_bytes)
     each = forward + token_bytes * length / 8e9  # half of them on average, read and repeated for every head
     return length * (len(batches) * decode + sum(batches) * each)
 
 
-def _token_bytes(model: dict[str, Any]) -> int:
-    """Bytes of one token's keys and values in all layers, in bfloat16; more than that where some keep none."""
-    return 2 * 2 * int(model["num_hidden_layers"]) * head_widths(model)[1]
+def _token_bytes(config: RunConfig, model: dict[str, Any]) -> int:
+    """Bytes of one token's keys and values in all layers; more than that where some keep none."""
+    return 2 * _weight_bytes(config) * int(model["num_hidden_layers"]) * head_widths(model)[1]
+
+
+def _weight_bytes(config: RunConfig, dtype: DType = "auto") -> int:
+    """Bytes of a weight in the dtype that a setting comes to on this machine (sparsekd.runtime.compute_dtype)."""
+    if dtype == "auto":
+        on_cpu = config.runtime.device == "cpu" or not machine.cuda_devices()
+        return 4 if on_cpu and machine.cores_have_bfloat16() is False else 2
+    return 4 if dtype == "float32" else 2
 
 
 def memory_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stages: list[str]) -> int:
@@ -206,12 +215,14 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     processes = max(1, shared.processes)
     statistics = min(config.prune.statistics_tokens, config.calibrate.tokens)
     batch = config.evaluate.batch_size * length
-    written = sampling_batches(config.calibrate.self_generated_sequences, length, _token_bytes(model))
+    written = sampling_batches(config.calibrate.self_generated_sequences, length, _token_bytes(config, model))
+    total = made.dense["total"]
     return {
         "calibrate": _LIBRARIES
         + max(
             dense + config.calibrate.chat_prompts * vocabulary * 8,
-            made.dense_bytes + max(written, default=0) * (length * _token_bytes(model) + 12 * vocabulary),
+            _weight_bytes(config) * total
+            + max(written, default=0) * (length * _token_bytes(config, model) + 12 * vocabulary),
         ),
         "teacher": _LIBRARIES
         + dense
@@ -225,11 +236,11 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
         + activations,
         # weights in the dtype of the evaluation and in float32, logits of a chunk for both models
         "evaluate": _LIBRARIES
-        + made.dense_bytes
+        + _weight_bytes(config, config.evaluate.dtype) * total
         + dense
         + batch * (8 * hidden + 4 * made.old_width) * 4
         + 512 * vocabulary * 12,
-        "benchmark": 3 * (_LIBRARIES / 2 + 1.3 * made.dense_bytes),
+        "benchmark": 3 * (_LIBRARIES / 2 + 1.3 * _weight_bytes(config, config.benchmark.dtype) * total),
         # float32 weights, then those of llama.cpp, with logits of the passages for both
         **({"export": _LIBRARIES + 4 * made.pruned["total"] + 1000 * vocabulary * 8} if config.export.formats else {}),
     }
@@ -264,7 +275,7 @@ def disk_bytes(config: RunConfig, model: dict[str, Any], made: Compressed, stage
 
 
 def matrix_flops(root: Path, config: RunConfig) -> float:
-    """Operations a second of a bf16 matrix product on this machine, in a process of its own; kept in .sparsekd/."""
+    """Operations a second of a large matrix product, measured in a process of its own; kept in .sparsekd/."""
     program = _PROBE.format(threads=thread_count(config.runtime), cuda=config.runtime.device != "cpu")
     command = [sys.executable, "-c", program]
     try:

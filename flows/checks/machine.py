@@ -20,14 +20,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def has_bfloat16() -> bool | None:
+def cores_have_bfloat16() -> bool | None:
     """Whether the cores multiply matrices in bfloat16 (sparsekd.runtime.has_bfloat16); None where nothing says so."""
     if not _CPU.is_file():
         return None
     words = (
         line.partition(":")[2].split() for line in _CPU.read_text().splitlines() if line.startswith(("flags", "Feat"))
     )
-    return not _BFLOAT16.isdisjoint(next(words, []))
+    found = next(words, None)
+    return None if found is None else not _BFLOAT16.isdisjoint(found)
 
 
 def free_memory() -> int:

@@ -82,7 +82,7 @@ def _software() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     yield Check("cores", "ok", str(machine.cores()), "" if machine.cores() > 1 else "expect twice the stated times")
-    if machine.has_bfloat16() is False:
+    if machine.cores_have_bfloat16() is False and not machine.cuda_devices():
         yield Check(
             "bfloat16",
             "note",

@@ -9,7 +9,7 @@ _CACHE_BYTES = 2**31
 def sampling_batches(sequences: int, length: int, token_bytes: int) -> list[int]:
     """Sequences of each batch, as even as can be, so that its keys and values take some 2 GiB at most.
 
-    `token_bytes` are those of one token's keys and values in all layers, in bfloat16.
+    `token_bytes` are those of one token's keys and values in all layers.
     """
     most = max(1, min(_MOST, _CACHE_BYTES // max(1, token_bytes * length)))
     batches = -(-sequences // most)

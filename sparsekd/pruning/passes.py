@@ -25,7 +25,9 @@ def collect(
     pruned: Float[Tensor, "sequences length hidden"] | None,
     batch_size: int,
 ) -> tuple[Moments, Tensor]:
-    """The block's moments, and the activations that they are of where there is a second stream, bfloat16 on the CPU.
+    """The block's moments, and where there is a second stream the activations that they are of.
+
+    Those are on the CPU, rounded to bfloat16: they are the largest that stands in memory.
 
     Moves the dense stream, in place, past the layer, and the pruned one up to its block. Without a pruned stream the
     statistics are the dense model's.
@@ -34,24 +36,25 @@ def collect(
     moments = Moments(block.width, dense.shape[-1], device)
     kept = (*dense.shape[:2], block.width) if pruned is not None else (0,)
     activations = torch.empty(kept, dtype=torch.bfloat16)
-    for start in range(0, len(dense), batch_size):
-        rows = slice(start, start + batch_size)
-        residual, activation, output, after = _dense_pass(block, arguments, dense[rows].to(device))
-        if start == 0:
-            _check_sum(block, residual, output, after)
-        pruned_residual = residual
-        if pruned is not None:
-            pruned_residual, activation = _pruned_pass(block, arguments, pruned[rows].to(device))
-        target, weight = block_target(block, output, residual - pruned_residual)
-        if block.down_bias is not None:
-            target = target - block.down_bias  # it stays: the weights are for the rest
-        if weight is None:
-            moments.add(activation.flatten(0, 1), target.flatten(0, 1))
-        else:
-            moments.add((activation * weight).flatten(0, 1), (target * weight).flatten(0, 1))
-        dense[rows] = after.cpu()
-        if pruned is not None:
-            pruned[rows], activations[rows] = pruned_residual.cpu(), activation.cpu()
+    with mixed_precision(device):  # one for all batches: the weights are cast once
+        for start in range(0, len(dense), batch_size):
+            rows = slice(start, start + batch_size)
+            residual, activation, output, after = _dense_pass(block, arguments, dense[rows].to(device))
+            if start == 0:
+                _check_sum(block, residual, output, after)
+            pruned_residual = residual
+            if pruned is not None:
+                pruned_residual, activation = _pruned_pass(block, arguments, pruned[rows].to(device))
+            target, weight = block_target(block, output, residual - pruned_residual)
+            if block.down_bias is not None:
+                target = target - block.down_bias  # it stays: the weights are for the rest
+            if weight is None:
+                moments.add(activation.flatten(0, 1), target.flatten(0, 1))
+            else:
+                moments.add((activation * weight).flatten(0, 1), (target * weight).flatten(0, 1))
+            dense[rows] = after.cpu()
+            if pruned is not None:
+                pruned[rows], activations[rows] = pruned_residual.cpu(), activation.cpu()
     return moments, activations
 
 
@@ -96,8 +99,7 @@ def _residual(seen: dict[str, Tensor], hidden: Tensor) -> Tensor:
 
 def _check_sum(block: FeedForward, residual: Tensor, output: Tensor, after: Tensor) -> None:
     """Raise ModelError unless the layer gives on what its family's description says: the walk relies on it."""
-    with mixed_precision(residual.device):
-        added = block.contribution(output)
+    added = block.contribution(output)
     gap = (block.after(residual + added) - after).norm()
     if gap > _ROUNDING * block.after(added).norm():
         raise ModelError(
@@ -110,8 +112,7 @@ def _check_sum(block: FeedForward, residual: Tensor, output: Tensor, after: Tens
 def _run(layer: nn.Module, hidden: Tensor, arguments: Arguments, hooks: list[Any]) -> Tensor:
     more, named = arguments
     try:
-        with mixed_precision(hidden.device):
-            return _first(layer(hidden, *more, **named))
+        return _first(layer(hidden, *more, **named))
     except Captured:
         return hidden
     finally:

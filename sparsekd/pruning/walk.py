@@ -60,8 +60,8 @@ def prune_model(
     """Prune every feed-forward block of `model` to `width` neurons, in place, by statistics over `input_ids`.
 
     `select` chooses the neurons in place of `config.selection`. At full width nothing is changed. Returns a report for
-    each layer. Weights stay in the model's dtype; matmuls run in `compute_dtype` by autocast, residual streams and
-    statistics in float32 or better.
+    each layer. `model` is float32; matmuls run in `compute_dtype` by autocast, residual streams and statistics in
+    float32 or better.
     """
     reports = prune_layers(InMemory(model), input_ids, width, config, progress, select=select)
     set_width(model, width)
@@ -133,8 +133,7 @@ def _prune_block(
     """
     device = block.down_weight.device
     second = pruned if config.compensation == "sequential" else None
-    with mixed_precision(device):
-        moments, activations = collect(block, arguments, dense, second, config.batch_size)
+    moments, activations = collect(block, arguments, dense, second, config.batch_size)
     result = prune_layer(moments, block.down_weight, width, config, block.incoming, number, select)
     block.keep(result.neurons, result.down_weight)
     if second is None:

@@ -80,6 +80,11 @@ def _default_name(inputs: ReportInputs) -> str:
 def _variant(inputs: ReportInputs, name: str, counted: list[str], warnings: list[str]) -> Variant:
     ours, dense = inputs.variants[name], inputs.variants["dense"]
     evaluation = ours.evaluation
+    if evaluation.dtype != dense.evaluation.dtype:
+        warnings.append(
+            f"{name} was evaluated in {evaluation.dtype} and dense in {dense.evaluation.dtype}, as on machines of two "
+            "kinds: differences as small as rounding mean nothing. Set evaluate.dtype to have one for all."
+        )
     differences = {task: _paired(task, name, ours, dense, warnings) for task in evaluation.tasks}
     return Variant(
         parameters=evaluation.parameters,

@@ -304,6 +304,7 @@ def _tags(root: Path, summary: dict[str, Any], key: str, lock_hash: str, flow_ru
         "mlflow.user": _user(),
         "mlflow.note.content": summary.get("verdict"),
         SWEEP_TAG: os.environ.get(SWEEP_VARIABLE),
+        "evaluation.dtype": summary.get("variants", {}).get("distilled", {}).get("dtype"),
         GATE_TAG: (summary.get("gate") or {}).get("state"),
         **{f"model.source.{name}": value for name, value in source.items()},
         "model.source": source.get("name"),

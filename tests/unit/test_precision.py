@@ -43,20 +43,21 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("onednn", "avx512", "avx512_bf16", "expected"),
+    ("onednn", "units", "expected"),
     [
-        (True, True, True, torch.bfloat16),
-        (True, True, False, torch.float32),  # takes it, and works in float32
-        (True, False, False, torch.bfloat16),  # ARM
-        (False, False, False, torch.float32),  # AVX2 alone
+        (True, {"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        (True, {"avx512_f": True, "avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        (True, {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),  # emulated
+        (False, {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        (True, {"neon": True, "bf16": True}, torch.bfloat16),
+        (False, {"neon": True, "bf16": True}, torch.float32),  # torch was built without kernels for it
     ],
 )
 def test_a_cpu_without_units_computes_in_float32(
-    onednn: bool, avx512: bool, avx512_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    onednn: bool, units: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert runtime.compute_dtype(CPU) is expected
     assert runtime.mixed_precision(CPU)._enabled is (expected is torch.bfloat16)
 

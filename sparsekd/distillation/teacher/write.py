@@ -39,8 +39,8 @@ def write_teacher_cache(
     Its size is said first. Raises ConfigError for a top_k that leaves no tail in this vocabulary.
     """
     head = lm_head(model).to(model.device, torch.bfloat16)
-    fast = head.to(model.device, compute_dtype(model.device))
     form = _sampled_format(config, len(head.weight)) if config.cache == "sampled" else None
+    sampler = head.to(model.device, compute_dtype(model.device)) if form else head
     say(describe_size(config, head, data))
     parts = data.parts()
     if config.cache == "online":
@@ -51,7 +51,7 @@ def write_teacher_cache(
         writer, first = ShardWriter(out, name), 0
         for hidden in hidden_states(model, packed, config.batch_size):
             sampled = form is not None and name == CALIBRATION
-            writer.add(_sampled(hidden, first, fast, form) if form and sampled else {"hidden": hidden})
+            writer.add(_sampled(hidden, first, sampler, form) if form and sampled else {"hidden": hidden})
             first += len(hidden)
             done += hidden.shape[0] * hidden.shape[1]
             progress(done, total, "tokens")

@@ -250,6 +250,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("flags\t\t: avx512f amx_bf16 amx_tile\n", True),
         ("Features\t: fp asimd\n", False),
         ("Features\t: fp asimd i8mm bf16\n", True),
+        ("Hardware\t: BCM2835\n", None),
         (None, None),
     ],
 )
@@ -260,7 +261,7 @@ def test_doctor_notes_a_cpu_without_units_for_bfloat16(
     if cpuinfo:
         file.write_text(f"processor\t: 0\n{cpuinfo}")
     monkeypatch.setattr(machine, "_CPU", file)
-    assert machine.has_bfloat16() is expected
+    assert machine.cores_have_bfloat16() is expected
     noted = re.search(r"^note +bfloat16 ", runner.invoke(app, ["doctor"]).output, re.MULTILINE)
     assert bool(noted) is (expected is False)
 

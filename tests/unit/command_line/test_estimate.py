@@ -19,6 +19,12 @@ CHECKOUT = Path(__file__).parents[3]
 DENSE = model_config("smollm2-135m-instruct-q4_1")
 
 
+@pytest.fixture(autouse=True)
+def _cores_with_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures here are those of a machine that computes in bfloat16."""
+    monkeypatch.setattr(module.machine, "cores_have_bfloat16", lambda: True)
+
+
 def test_the_compressed_default_model_and_its_four_reductions() -> None:
     made = compressed(RunConfig(), DENSE)
     assert (made.old_width, made.new_width) == (1536, 1152)
@@ -96,6 +102,25 @@ def test_two_stages_side_by_side_need_the_memory_of_both() -> None:
     assert needed("distill", "evaluate@pruned") == needed("distill") + needed("evaluate@pruned")
     assert needed("distill", "evaluate@pruned", "benchmark") == needed("distill", "evaluate@pruned")
     assert 4.5e9 < needed(*read_graph(CHECKOUT)) < 6e9, "measured: 5.9 GB"
+
+
+def test_weights_take_twice_the_memory_where_stages_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = compressed(RunConfig(), DENSE)
+    weights = 2 * made.dense["total"]
+
+    def needed(*settings: str) -> dict[str, float]:
+        return module.stage_memory(params.with_settings(RunConfig(), list(settings)), DENSE, made)
+
+    with_units = needed()
+    monkeypatch.setattr(module.machine, "cores_have_bfloat16", lambda: False)
+    without = needed("runtime.device=cpu")
+    assert without["evaluate"] - with_units["evaluate"] == pytest.approx(weights)
+    assert without["benchmark"] - with_units["benchmark"] == pytest.approx(3 * 1.3 * weights)
+    assert without["prune"] == with_units["prune"], "float32 in either case"
+    chosen = needed("runtime.device=cpu", "evaluate.dtype=bfloat16", "benchmark.dtype=bfloat16")
+    assert [chosen[name] for name in ("evaluate", "benchmark")] == [
+        with_units[name] for name in ("evaluate", "benchmark")
+    ]
 
 
 def test_pruning_takes_one_layer_however_many_there_are() -> None:

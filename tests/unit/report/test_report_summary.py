@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def test_task_at_chance_is_marked_and_leaves_the_means(summary):
     base = np.mean([summary.variants.dense.tasks[task].value for task in model.task_mean.tasks])
     assert model.task_mean.recovery == pytest.approx(np.mean(values) / base)
     assert any("winogrande" in warning and "above chance" in warning for warning in summary.warnings)
+
+
+def test_models_that_were_evaluated_in_two_dtypes_are_warned_of(run, summary):
+    inputs = ReportInputs.read(run[1])
+    ours = inputs.variants["pruned"]
+    other = replace(ours, evaluation=ours.evaluation.model_copy(update={"dtype": "float32"}))
+    found = summarise(replace(inputs, variants=inputs.variants | {"pruned": other}))
+    assert any("pruned was evaluated in float32 and dense in bfloat16" in warning for warning in found.warnings)
+    assert not any("was evaluated in" in warning for warning in summary.warnings)
 
 
 def test_losses_leave_the_means_without_a_warning(tmp_path):
