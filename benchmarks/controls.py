@@ -62,7 +62,6 @@ def models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, Pat
 
 def scores(path: Path, data: Path, parts: Sequence[str] = PARTS) -> dict[str, dict[str, Any]]:
     """Perplexity and KL to dense with their intervals, by part and corpus."""
-
     from sparsekd.calibration.packing import CalibrationSet
     from sparsekd.distillation.teacher import TeacherCache
     from sparsekd.evaluation.perplexity import document_sums

@@ -160,7 +160,6 @@ def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
 
 def _tasks(model: Path, data: Path) -> dict[str, Any]:
     """Score of each packaged task, with the standard error."""
-
     from sparsekd.evaluation.lm_eval_adapter import run_tasks
     from sparsekd.models import load_model, load_tokenizer
 

@@ -160,9 +160,10 @@ def _plain(model: PreTrainedModel, packed: Packed) -> Callable[[list[int]], None
 
 def _ours(model: PreTrainedModel, packed: Packed, cache: Path, compiled: bool = False) -> Callable[[list[int]], None]:
     opened = TeacherCache.open(cache)
-    student.cast_frozen_projections(model, compute_dtype(_CPU))
-    head = lm_head(model).to(_CPU, compute_dtype(_CPU))
-    loss = HeadLoss(head, opened.head.to(_CPU, compute_dtype(_CPU)), 0.5, 1.0, *run.head_terms(compiled))
+    dtype = compute_dtype(_CPU)
+    student.cast_frozen_projections(model, dtype)
+    head = lm_head(model).to(_CPU, dtype)
+    loss = HeadLoss(head, opened.head.to(_CPU, dtype), 0.5, 1.0, *run.head_terms(compiled))
     lesson = Lesson(packed, targets.cached(opened, "calibration"))
 
     def backward(rows: list[int]) -> None:

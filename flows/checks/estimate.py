@@ -215,14 +215,14 @@ def stage_memory(config: RunConfig, model: dict[str, Any], made: Compressed) -> 
     processes = max(1, shared.processes)
     statistics = min(config.prune.statistics_tokens, config.calibrate.tokens)
     batch = config.evaluate.batch_size * length
-    written = sampling_batches(config.calibrate.self_generated_sequences, length, _token_bytes(config, model))
+    token_bytes = _token_bytes(config, model)
+    written = sampling_batches(config.calibrate.self_generated_sequences, length, token_bytes)
     total = made.dense["total"]
     return {
         "calibrate": _LIBRARIES
         + max(
             dense + config.calibrate.chat_prompts * vocabulary * 8,
-            _weight_bytes(config) * total
-            + max(written, default=0) * (length * _token_bytes(config, model) + 12 * vocabulary),
+            _weight_bytes(config) * total + max(written, default=0) * (length * token_bytes + 12 * vocabulary),
         ),
         "teacher": _LIBRARIES
         + dense

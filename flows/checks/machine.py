@@ -24,11 +24,9 @@ def cores_have_bfloat16() -> bool | None:
     """Whether the cores multiply matrices in bfloat16 (sparsekd.runtime.has_bfloat16); None where nothing says so."""
     if not _CPU.is_file():
         return None
-    words = (
-        line.partition(":")[2].split() for line in _CPU.read_text().splitlines() if line.startswith(("flags", "Feat"))
-    )
-    found = next(words, None)
-    return None if found is None else not _BFLOAT16.isdisjoint(found)
+    with _CPU.open() as lines:  # as far as the first core: all have the same
+        found = next((line for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if found is None else not _BFLOAT16.isdisjoint(found.split())
 
 
 def free_memory() -> int:

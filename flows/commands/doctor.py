@@ -82,7 +82,8 @@ def _software() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     yield Check("cores", "ok", str(machine.cores()), "" if machine.cores() > 1 else "expect twice the stated times")
-    if machine.cores_have_bfloat16() is False and not machine.cuda_devices():
+    fault = machine.cuda_fault()
+    if fault and machine.cores_have_bfloat16() is False:
         yield Check(
             "bfloat16",
             "note",
@@ -97,7 +98,6 @@ def _machine() -> Iterator[Check]:
         f"{memory / 1e9:.1f} GB free",
         "" if enough else f"the default run takes up to {_NEEDED_MEMORY / 1e9:.0f} GB",
     )
-    fault = machine.cuda_fault()
     yield Check("cuda", "ok", "a device") if fault is None else Check("cuda", "note", fault, "the CPU is used")
     home = cache_root()
     empty = "" if home.is_dir() else "nothing yet, the first run downloads 240 MB from the package index"

@@ -136,11 +136,9 @@ def train(
     store = CheckpointStore(place, made_under, strategy)
     if strategy.leads:
         _require_disk(place.parent, facts["trained_parameters"])
-    head = lm_head(model).to(device)
     dtype = compute_dtype(device, config.precision)
-    if dtype is torch.bfloat16:
-        head = head.to(device, dtype)
-        cast_frozen_projections(model, dtype)
+    head = lm_head(model).to(device, dtype)
+    cast_frozen_projections(model, dtype)
     choose_attention(model, config, compiled, device)
     if config.activation_checkpointing:
         checkpoint_activations(model)
@@ -152,7 +150,7 @@ def train(
         parameters,
         HeadLoss(
             head,
-            curriculum.cache.head.to(device, head.weight.dtype),
+            curriculum.cache.head.to(device, dtype),
             config.alpha,
             config.temperature,
             *head_terms(compiled, config.divergence),

@@ -41,12 +41,11 @@ def price_list(
     checkpoint's own dtype, or in float32 where that is bfloat16 and the device has no units for it.
     """
     model = load_model(dense, torch.float32, device)
-    full, dtype = feed_forwards(model)[0].width, declared_dtype(dense)
-    if dtype is torch.bfloat16:
-        dtype = compute_dtype(device)
+    full, own = feed_forwards(model)[0].width, declared_dtype(dense)
+    dtype = compute_dtype(device) if own is torch.bfloat16 else own
     layers = prune_to_each(model, data.calibration.input_ids, widths, config, progress)
     model = load_model(dense, dtype, device)
-    whole = _Counts(count_parameters(model), request_cost(model, Benchmark()), declared_dtype(dense).itemsize)
+    whole = _Counts(count_parameters(model), request_cost(model, Benchmark()), own.itemsize)
     offers = [_offer(model, full, whole, data, cache)]
     for kept in layers.values():
         progress(len(offers), 1 + len(layers), "models")
@@ -58,7 +57,7 @@ def price_list(
 
 
 class _Counts(NamedTuple):
-    """Of the dense model: its parameters, and what bounds the speed of a request."""
+    """Of the dense model: its parameters, what bounds the speed of a request, bytes of a weight in its checkpoint."""
 
     parameters: dict[str, int]
     cost: dict[str, float]

@@ -138,10 +138,10 @@ def _prune_block(
     block.keep(result.neurons, result.down_weight)
     if second is None:
         return result
-    kept = result.neurons.cpu()
+    kept, dtype = result.neurons.cpu(), compute_dtype(device)
     with mixed_precision(device):
         for start in range(0, len(dense), config.batch_size):
             rows = slice(start, start + config.batch_size)
-            added = block.contribution(block.down(activations[rows][..., kept].to(device, compute_dtype(device))))
+            added = block.contribution(block.down(activations[rows][..., kept].to(device, dtype)))
             pruned[rows] = block.after(pruned[rows].to(device) + added).cpu()
     return result

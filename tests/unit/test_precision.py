@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.ceiling import Products
 from sparsekd import runtime
 from sparsekd.calibration.build import build_calibration
 from sparsekd.calibration.corpora import Corpus
@@ -27,19 +27,6 @@ CALIBRATE = Calibrate(
     tokens=256, sequence_length=64, held_out_tokens=128, held_out_share=0.2, minimum_characters=10, chat_prompts=0,
     self_generated=0.5,
 )  # fmt: skip
-
-
-class Products(TorchDispatchMode):
-    """The dtypes of the matrix products inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"):
-            self.dtypes |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +95,7 @@ def test_every_stage_multiplies_in_what_the_device_is_fast_in(
         scores = evaluate_model(out, settings, tmp_path / "scores", test=data.test, teacher=teacher, device=CPU)
     assert scores.dtype == ("bfloat16" if units else "float32")
     for name, products in seen.items():
-        assert (torch.bfloat16 in products.dtypes) is units, name
+        assert (torch.bfloat16 in {product.dtype for product in products.seen}) is units, name
 
 
 def _folder(path: Path) -> Path:
