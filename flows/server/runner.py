@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -61,6 +62,8 @@ def serve_deployments(deployments: Iterable[RunnerDeployment], ready: Callable[[
     Schedules stay active meanwhile: the next `sparsekd serve` goes on with them. `ready` is called once Prefect has the
     deployments.
     """
+    # At the end Prefect shows a stack trace for a connection that was lost hours ago and that _Runner makes up for
+    logging.getLogger("prefect.FlowRunCancellingObserver").setLevel(logging.ERROR)
     runner = _Runner(pause_on_shutdown=False, limit=1)
     for deployment in deployments:
         runner.add_deployment(deployment)
