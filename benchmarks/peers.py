@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import jobs as job_lines
 from sparsekd.config import Calibrate, Distill, Evaluate, Prune, Runtime
+from sparsekd.errors import ConfigError
 from sparsekd.runtime import compute_dtype, resolve_device
 
 OUT = Path("benchmarks/results/peers.jsonl")
@@ -84,6 +85,7 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
     from benchmarks.kept import calibrated
 
     data = calibrated(TEXTS_ALONE, data)
+    names = _task_names(data) if job.tokens or job.selection == "dense" else ()
     with tempfile.TemporaryDirectory(dir=data.resolve().parent) as folder:
         work = Path(folder)
         started = time.process_time()
@@ -93,7 +95,7 @@ def run_job(job: Job, data: Path) -> dict[str, Any]:
         seconds = {"prune": pruned_at - started, "distill": time.process_time() - pruned_at}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         found = scores(model, data)
-        tasks = _tasks(model, data) if job.tokens or job.selection == "dense" else {}
+        tasks = _tasks(model, data, names) if names else {}
     return {"cpu_seconds": seconds, "peak_gib": peak, "scores": found, "tasks": tasks}
 
 
@@ -158,13 +160,23 @@ def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
     return out
 
 
-def _tasks(model: Path, data: Path) -> dict[str, Any]:
-    """Score of each packaged task, with the standard error."""
+def _task_names(data: Path) -> tuple[str, ...]:
+    """The packaged tasks. Raises ConfigError where there are none, before hours of work would end without them."""
+    names = tuple(sorted(file.stem for file in (data / "raw/benchmarks").glob("*.arrow")))
+    if not names:
+        raise ConfigError(
+            f"{data / 'raw/benchmarks'} holds no tasks (*.arrow); give --data of a run of `make compress`."
+        )
+    return names
+
+
+def _tasks(model: Path, data: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Score of each task, with the standard error."""
     from sparsekd.evaluation.lm_eval_adapter import run_tasks
     from sparsekd.models import load_model, load_tokenizer
 
     benchmarks, device = data / "raw/benchmarks", resolve_device(Runtime())
-    config = Evaluate(tasks=tuple(sorted(file.stem for file in benchmarks.glob("*.arrow"))))
+    config = Evaluate(tasks=names)
     loaded = load_model(model, compute_dtype(device), device)
     with tempfile.TemporaryDirectory() as out:
         found = run_tasks(loaded, load_tokenizer(model), config, Path(out) / "out", benchmarks).tasks

@@ -24,8 +24,8 @@ def excess(line: dict[str, Any], against: dict[str, Any]) -> dict[str, float]:
 
 
 def tables(results: Results) -> str:
-    """The goals, one table for each width before distillation and after it, and the paired seeds."""
-    parts = [_goals(results)]
+    """The goals, what each part adds, a table for each width before distillation and after it, and the paired seeds."""
+    parts = [_goals(results), _ladder(results)]
     for tokens in (0, DISTILL_TOKENS):
         for width in WIDTHS:
             if chosen := _at(width, tokens, results):
@@ -84,6 +84,23 @@ def _goals(results: Results) -> str:
                 rows.append(_row([f"{width}, {_when(tokens)}", f"{ours:.3f}", *cells]))
     head = ["width", f"{BEST[0]}, sequential", "best peer, as it usually comes", "share", "optipfair, data", "share"]
     return "\n".join(["### Goals", "", _row(head), "|---|" + "---:|" * 5, *rows]) if rows else ""
+
+
+def _ladder(results: Results) -> str:
+    """KL to dense at each width as the parts of our method join the commonest peer's, one after the other."""
+    steps = {
+        f"{BEST[1]} alone": (BEST[1], "none", 0),
+        f"selection by {BEST[0]}": (BEST[0], "none", 0),
+        "one-shot compensation": (BEST[0], "one_shot", 0),
+        "sequential compensation": (BEST[0], "sequential", 0),
+        f"distillation on {DISTILL_TOKENS:,} tokens": (BEST[0], "sequential", DISTILL_TOKENS),
+    }
+    rows = []
+    for name, (selection, compensation, tokens) in steps.items():
+        lines = [results.get(Job(selection, compensation, width, tokens)) for width in WIDTHS]
+        rows.append(_row([name, *(f"{_mean_kl(line):.3f}" if line else "–" for line in lines)]))
+    head = _row(["KL to dense with", *(f"width {width}" for width in WIDTHS)])
+    return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(WIDTHS), *rows])
 
 
 def _share(ours: float, loss: float | None, name: str = "") -> tuple[str, str]:
