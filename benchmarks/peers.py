@@ -44,6 +44,8 @@ BEST = ("mean_abs_svd", "mean_abs", "swaps")
 the other widths, and over seeds."""
 RATES = (4e-5, 1e-4, 3e-4)  # optipfair's own default and two more
 SEEDS = range(5)
+BETA = 0.5
+"""Of all sequential rows, as of the first that were measured; our default is lower since 2026-11-28."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,8 @@ def _pruned(job: Job, data: Path, work: Path) -> Path:
         model = optipfair_peer.prune(model, ids if job.compensation == "data" else None, job.width)
     else:
         known = job.selection in OURS
-        config = Prune.model_validate(
-            {"selection": job.selection if known else "svd", "compensation": job.compensation, "seed": job.seed}
-        )
+        settings = {"compensation": job.compensation, "beta": BETA, "seed": job.seed}
+        config = Prune.model_validate(settings | {"selection": job.selection if known else "svd"})
         prune_model(model, ids, job.width, config, select=None if known else PEER_SELECTIONS[job.selection])
     save_checkpoint(model, dense, out)
     return out

@@ -166,7 +166,7 @@ class Prune(Section):
     )
     ridge: float = Field(0.01, ge=0, description="Ridge, as a share of the mean squared activation.")
     beta: float = Field(
-        0.5, ge=0, le=1, description="Share of the residual target in the sequential compensation (method.md)."
+        0.25, ge=0, le=1, description="Share of the residual target in the sequential compensation (method.md)."
     )
     batch_size: int = Field(4, ge=1, description="Sequences a forward pass.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the selection random.")

@@ -115,7 +115,7 @@ def test_second_moments_are_those_of_float32_whatever_unit_multiplies(dtype: tor
     a = activations.double()
     expected = a.T @ a / 1024
     gap = (moments.covariance - expected).abs().max() / expected.abs().max()
-    assert gap < 1e-6, "entries rounded to bfloat16 would miss it by 1e-4"
+    assert gap < 5e-6, "1.4e-6 without AMX; entries rounded to bfloat16 would miss it by 1e-4"
 
 
 def test_targets_cost_no_accuracy_that_tokens_have() -> None:

@@ -239,7 +239,7 @@ def test_a_file_that_lacks_settings_is_completed(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("# mine\npreset: default\nprune: {width: 0.5}\n")
     config = params.load(tmp_path)
     changes = params.changes_of_file(tmp_path, config)
-    assert "prune.beta: absent → 0.5" in map(str, changes)
+    assert "prune.beta: absent → 0.25" in map(str, changes)
     assert not [change for change in changes if change.key in {"preset", "prune.width"}]
     params.write(tmp_path, changes)
     assert params.load(tmp_path) == config
