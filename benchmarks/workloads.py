@@ -136,6 +136,7 @@ def step(data: Path, variant: str, steps: int, warmup: int, batch: int = 1) -> F
     found = products(lambda: one(0))
     model.set_attn_implementation(attention)
     if compiled:
+        student.choose_attention(model, Distill(), compiled, model.device)
         student.compile_layers(model)
         backward = _ours(model, packed, data / "teacher", compiled)
     for number in range(warmup):
