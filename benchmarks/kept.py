@@ -1,4 +1,4 @@
-"""What several jobs need and is made once: calibration data, pruned checkpoints. Kept in build/benchmarks."""
+"""What several jobs need: a run's tasks, and calibration data and pruned checkpoints, made once in build/benchmarks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsekd.config import Calibrate, Runtime, Teacher
+from sparsekd.errors import ConfigError
 from sparsekd.runtime import resolve_device
 
 KEPT = Path("build/benchmarks")
@@ -54,6 +55,15 @@ def calibrated(config: Calibrate, data: Path) -> Path:
         (out / "raw").symlink_to(raw)
 
     return kept([config.model_dump(), str(raw)], make)
+
+
+def task_names(data: Path) -> tuple[str, ...]:
+    """The packaged tasks in a run's folder. Raises ConfigError where there are none, before anything is scored."""
+    folder = data / "raw/benchmarks"
+    names = tuple(sorted(file.stem for file in folder.glob("*.arrow")))
+    if not names:
+        raise ConfigError(f"{folder} holds no tasks (*.arrow); give --data of a run of `make compress`.")
+    return names
 
 
 def _manifest(directory: Path) -> Any:

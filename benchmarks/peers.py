@@ -22,7 +22,6 @@ from typing import Any
 
 from benchmarks import jobs as job_lines
 from sparsekd.config import Calibrate, Distill, Evaluate, Prune, Runtime
-from sparsekd.errors import ConfigError
 from sparsekd.runtime import compute_dtype, resolve_device
 
 OUT = Path("benchmarks/results/peers.jsonl")
@@ -84,10 +83,10 @@ def jobs() -> Iterator[Job]:
 def run_job(job: Job, data: Path) -> dict[str, Any]:
     """Prune, distil and score one model, in this process."""
     from benchmarks.controls import scores
-    from benchmarks.kept import calibrated
+    from benchmarks.kept import calibrated, task_names
 
+    names = task_names(data) if job.tokens or job.selection == "dense" else ()
     data = calibrated(TEXTS_ALONE, data)
-    names = _task_names(data) if job.tokens or job.selection == "dense" else ()
     with tempfile.TemporaryDirectory(dir=data.resolve().parent) as folder:
         work = Path(folder)
         started = time.process_time()
@@ -159,16 +158,6 @@ def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
     config = Distill(tokens=job.tokens, seed=job.seed, learning_rate=3e-5 if job.selection == "dense" else 3e-4)
     distill_checkpoint(student, out, curriculum, config, resolve_device(Runtime()), work / "checkpoints")
     return out
-
-
-def _task_names(data: Path) -> tuple[str, ...]:
-    """The packaged tasks. Raises ConfigError where there are none, before hours of work would end without them."""
-    names = tuple(sorted(file.stem for file in (data / "raw/benchmarks").glob("*.arrow")))
-    if not names:
-        raise ConfigError(
-            f"{data / 'raw/benchmarks'} holds no tasks (*.arrow); give --data of a run of `make compress`."
-        )
-    return names
 
 
 def _tasks(model: Path, data: Path, names: tuple[str, ...]) -> dict[str, Any]:

@@ -98,9 +98,10 @@ def _ladder(results: Results) -> str:
     rows = []
     for name, (selection, compensation, tokens) in steps.items():
         lines = [results.get(Job(selection, compensation, width, tokens)) for width in WIDTHS]
-        rows.append(_row([name, *(f"{_mean_kl(line):.3f}" if line else "–" for line in lines)]))
+        if any(lines):
+            rows.append(_row([name, *(f"{_mean_kl(line):.3f}" if line else "–" for line in lines)]))
     head = _row(["KL to dense with", *(f"width {width}" for width in WIDTHS)])
-    return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(WIDTHS), *rows])
+    return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(WIDTHS), *rows]) if rows else ""
 
 
 def _share(ours: float, loss: float | None, name: str = "") -> tuple[str, str]:

@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.ceiling import ceiling, products
+from benchmarks.kept import task_names
 from sparsekd.calibration.packing import CalibrationSet, Packed
 from sparsekd.config import Distill, Evaluate, Prune, Teacher
 from sparsekd.distillation import run, student, targets
@@ -136,8 +137,6 @@ def step(data: Path, variant: str, steps: int, warmup: int, batch: int = 1) -> F
     found = products(lambda: one(0))
     model.set_attn_implementation(attention)
     if compiled:
-        student.choose_attention(model, Distill(), compiled, model.device)
-        student.compile_layers(model)
         backward = _ours(model, packed, data / "teacher", compiled)
     for number in range(warmup):
         one(number)
@@ -162,8 +161,8 @@ def _plain(model: PreTrainedModel, packed: Packed) -> Callable[[list[int]], None
 def _ours(model: PreTrainedModel, packed: Packed, cache: Path, compiled: bool = False) -> Callable[[list[int]], None]:
     opened = TeacherCache.open(cache)
     dtype = compute_dtype(_CPU)
-    student.cast_frozen_projections(model, dtype)
     head = lm_head(model).to(_CPU, dtype)
+    student.prepare(model, Distill(), compiled, _CPU)
     loss = HeadLoss(head, opened.head.to(_CPU, dtype), 0.5, 1.0, *run.head_terms(compiled))
     lesson = Lesson(packed, targets.cached(opened, "calibration"))
 
@@ -188,7 +187,7 @@ def evaluate(data: Path, rows: int) -> Figures:
     tokenizer = load_tokenizer(data / "raw/model")
     packed = CalibrationSet.load(data / "calibration").calibration
     benchmarks = data / "raw/benchmarks"
-    config = Evaluate(rows=rows, tasks=tuple(sorted(file.stem for file in benchmarks.glob("*.arrow"))))
+    config = Evaluate(rows=rows, tasks=task_names(data))
     ours, needed = Clock(), 0
     plain = shared_context.SharedContextLM._loglikelihood_tokens
 

@@ -24,14 +24,7 @@ from sparsekd.distillation.processes import Machines, plan_processes
 from sparsekd.distillation.result import Trained
 from sparsekd.distillation.state import CheckpointStore
 from sparsekd.distillation.strategy import Alone, whole
-from sparsekd.distillation.student import (
-    cast_frozen_projections,
-    checkpoint_activations,
-    choose_attention,
-    compile_layers,
-    freeze_all_but_ffn_and_norms,
-    should_compile,
-)
+from sparsekd.distillation.student import freeze_all_but_ffn_and_norms, prepare, should_compile
 from sparsekd.distillation.targets import Online, cached
 from sparsekd.distillation.teacher import TeacherCache
 from sparsekd.distillation.teacher.cache import CALIBRATION
@@ -138,12 +131,7 @@ def train(
         _require_disk(place.parent, facts["trained_parameters"])
     dtype = compute_dtype(device, config.precision)
     head = lm_head(model).to(device, dtype)
-    cast_frozen_projections(model, dtype)
-    choose_attention(model, config, compiled, device)
-    if config.activation_checkpointing:
-        checkpoint_activations(model)
-    if compiled:
-        compile_layers(model)
+    prepare(model, config, compiled, device)
     parameters = strategy.wrap(model, chosen)
     trainer = Trainer(
         model,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sparsekd.config import Distill
 from sparsekd.errors import ConfigError, ResourceError
 from sparsekd.feed_forward import PROJECTIONS, feed_forwards, projection_parameters
+from sparsekd.runtime import compute_dtype
 
 
 def freeze_all_but_ffn_and_norms(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -119,3 +120,16 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile each decoder layer for one static shape; they share one compiled graph."""
     for block in feed_forwards(model):
         block.layer.compile(dynamic=False)
+
+
+def prepare(model: PreTrainedModel, config: Distill, compiled: bool, device: torch.device) -> None:
+    """Make the passes of a student with frozen parameters what `config` says and `should_compile` has decided.
+
+    Raises ConfigError for an attention that the model cannot do.
+    """
+    cast_frozen_projections(model, compute_dtype(device, config.precision))
+    choose_attention(model, config, compiled, device)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    if compiled:
+        compile_layers(model)
