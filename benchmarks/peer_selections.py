@@ -18,6 +18,8 @@ from sparsekd.pruning.selection import Select, Selection, by_score
 from sparsekd.pruning.statistics import LayerStatistics
 
 _RIDGE = 0.01  # prune.ridge
+_TINY = torch.finfo(torch.float64).tiny
+_BLOCK = 64  # eliminations between two updates of the matrices
 _SWAPS = 40  # at most, a layer
 _TOLERANCE = 1e-9  # a swap must gain this share of what the kept neurons explain
 
@@ -40,20 +42,43 @@ def obs(layer: LayerStatistics, count: int) -> Selection:
     """Greedy elimination: again and again the neuron whose loss, with the others refitted, raises the error least.
 
     Structured optimal brain surgeon (as in ZipLM, arXiv 2302.04089): ‖w_j‖² / (H⁻¹)_jj with H = C + λI and
-    w = T H⁻¹ the refitted weights, both updated after each elimination.
+    w = T H⁻¹ the refitted weights, both as of the neurons that are left. Eliminations are made in blocks: the two
+    costs' parts are updated after each, the matrices once a block.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(layer)))
     weight = layer.target @ inverse
-    gone = torch.zeros(len(inverse), dtype=torch.bool)
-    for _ in range(len(inverse) - count):
-        diagonal = inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
-        cost = weight.square().sum(0) / diagonal
-        worst = int(cost.masked_fill(gone, torch.inf).argmin())
-        column = inverse[:, worst] / diagonal[worst]
-        weight -= torch.outer(weight[:, worst], column)
-        inverse -= torch.outer(column, inverse[worst])
-        gone[worst] = True
-    return Selection((~gone).nonzero()[:, 0])
+    left = torch.arange(len(inverse))
+    while len(left) > count:
+        gone = _eliminated(inverse, weight, min(_BLOCK, len(left) - count))
+        stay = torch.ones(len(left), dtype=torch.bool).index_fill(0, gone, False)
+        # H⁻¹ of the neurons that stay is the Schur complement of those that go in the H⁻¹ there was
+        factor = torch.linalg.cholesky(inverse[gone][:, gone])
+        columns = torch.cholesky_solve(inverse[gone][:, stay], factor)
+        weight = weight[:, stay] - weight[:, gone] @ columns
+        inverse = inverse[stay][:, stay] - inverse[stay][:, gone] @ columns
+        left = left[stay]
+    return Selection(left)
+
+
+def _eliminated(inverse: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Places of the next `count` neurons to eliminate, each given those before it."""
+    error, diagonal = weight.square().sum(0), inverse.diagonal().clone()
+    columns, weights = inverse.new_empty(len(inverse), count), weight.new_empty(len(weight), count)
+    gone: list[int] = []
+    for step in range(count):
+        cost = error / diagonal.clamp_min(_TINY)
+        cost[gone] = torch.inf
+        worst = int(cost.argmin())
+        before, own = columns[:, :step], columns[worst, :step]
+        # what the row-wise updates so far make of H⁻¹'s and w's column of this neuron
+        column = (inverse[:, worst] - before @ own) / diagonal[worst].clamp_min(_TINY).sqrt()
+        removed = (weight[:, worst] - weights[:, :step] @ own) / diagonal[worst].clamp_min(_TINY).sqrt()
+        along = weight.T @ removed - before @ (weights[:, :step].T @ removed)
+        error = error - 2 * column * along + column.square() * removed.square().sum()
+        diagonal = diagonal - column.square()
+        columns[:, step], weights[:, step] = column, removed
+        gone.append(worst)
+    return torch.tensor(gone)
 
 
 def swaps(layer: LayerStatistics, count: int) -> Selection:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from benchmarks import peer_selections
 from benchmarks.peer_selections import PEER_SELECTIONS, explained_energy, modegpt, obs, swaps
 from sparsekd.pruning.statistics import LayerStatistics
 
@@ -28,8 +29,12 @@ def test_each_gives_as_many_different_neurons_as_asked_for(name: str) -> None:
     assert len(set(PEER_SELECTIONS[name](layer(12, 0), 5).keep(5).tolist())) == 5
 
 
+@pytest.mark.parametrize("block", [1, 3, 64])
 @pytest.mark.parametrize("seed", range(5))
-def test_obs_eliminates_what_raises_the_error_least_each_time(seed: int) -> None:
+def test_obs_eliminates_what_raises_the_error_least_each_time(
+    seed: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_selections, "_BLOCK", block)
     statistics, kept = layer(8, seed), list(range(8))
     for _ in range(4):
         kept.remove(max(kept, key=lambda j: explained_energy(statistics, torch.tensor([i for i in kept if i != j]))))
