@@ -1,6 +1,6 @@
 """How near each stage comes to what this machine can do: bare forward passes, plain training steps, matrix products.
 
-    python -m benchmarks.roofline --data data           # after `make compress`; some 20 minutes
+    python -m benchmarks.roofline --data data           # after `make compress`; some 12 minutes
     python -m benchmarks.roofline --data data --quick   # 3 minutes: fewer tokens, one round
 
 Each piece of work runs in a process of its own, the variants of a step in turn, all in one go on one machine. Prints
