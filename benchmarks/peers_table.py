@@ -24,10 +24,10 @@ def excess(line: dict[str, Any], against: dict[str, Any]) -> dict[str, float]:
 
 
 def tables(results: Results) -> str:
-    """The goals, what each part adds, a table for each width before distillation and after it, and the paired seeds."""
+    """The goals, what each part adds, tables of each width before distillation and after it, and the paired seeds."""
     parts = [_goals(results), _ladder(results)]
     for tokens in (0, DISTILL_TOKENS):
-        for width in WIDTHS:
+        for width in (DENSE.width, *WIDTHS) if tokens else WIDTHS:
             if chosen := _at(width, tokens, results):
                 parts.append(_table(width, tokens, chosen, results))
     return "\n\n".join(filter(None, [*parts, _seeds(results)]))
@@ -58,10 +58,17 @@ def _table(width: int, tokens: int, chosen: list[Job], results: Results) -> str:
         cells = [f"{value:.3f}" for value in (inside, outside, _mean_kl(line))]
         if tokens:
             cells.append(f"{mean(excess(line, results[TUNED]).values()):.3f}")
-            cells.append(f"{100 * mean(task['value'] for task in line['tasks'].values()):.1f}")
+            cells.append(_tasks(line))
         cells += [f"{sum(line['cpu_seconds'].values()):.0f}", f"{line['peak_gib']:.1f}"]
         lines.append(_row([job.selection, _how(job), *cells]))
     return "\n".join(lines)
+
+
+def _tasks(line: dict[str, Any]) -> str:
+    """Mean score of the tasks in per cent, and its standard error, as of tasks that are independent of each other."""
+    scores = list(line["tasks"].values())
+    error = math.sqrt(sum(score["stderr"] ** 2 for score in scores)) / len(scores)
+    return f"{100 * mean(score['value'] for score in scores):.1f} ± {100 * error:.1f}"
 
 
 def _row(cells: list[str]) -> str:
