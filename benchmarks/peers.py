@@ -74,6 +74,7 @@ def jobs() -> Iterator[Job]:
         yield from (Job("optipfair", kind, width) for kind in ("static", "data"))
     yield from (Job(selection, "sequential", MIDDLE, DISTILL_TOKENS) for selection in (*OURS, *PEERS))
     yield from (Job(selection, usual, MIDDLE, DISTILL_TOKENS) for selection, usual in USUAL.items())
+    yield from (Job(BEST[0], compensation, MIDDLE, DISTILL_TOKENS) for compensation in COMPENSATIONS)
     for width in WIDTHS:
         if width != MIDDLE:
             yield from (Job(selection, "sequential", width, DISTILL_TOKENS) for selection in BEST)
