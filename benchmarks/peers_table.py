@@ -94,21 +94,21 @@ def _goals(results: Results) -> str:
 
 
 def _ladder(results: Results) -> str:
-    """KL to dense at each width as the parts of our method join the commonest peer's, one after the other."""
+    """KL to dense at each width, before and after distillation, as our parts join the commonest peer's one by one."""
     steps = {
-        f"{BEST[1]} alone": (BEST[1], "none", 0),
-        f"selection by {BEST[0]}": (BEST[0], "none", 0),
-        "one-shot compensation": (BEST[0], "one_shot", 0),
-        "sequential compensation": (BEST[0], "sequential", 0),
-        f"distillation on {DISTILL_TOKENS:,} tokens": (BEST[0], "sequential", DISTILL_TOKENS),
+        f"{BEST[1]} alone": (BEST[1], "none"),
+        f"selection by {BEST[0]}": (BEST[0], "none"),
+        "one-shot compensation": (BEST[0], "one_shot"),
+        "sequential compensation": (BEST[0], "sequential"),
     }
+    columns = [(width, tokens) for tokens in (0, DISTILL_TOKENS) for width in WIDTHS]
     rows = []
-    for name, (selection, compensation, tokens) in steps.items():
-        lines = [results.get(Job(selection, compensation, width, tokens)) for width in WIDTHS]
+    for name, step in steps.items():
+        lines = [results.get(Job(*step, *column)) for column in columns]
         if any(lines):
             rows.append(_row([name, *(f"{_mean_kl(line):.3f}" if line else "–" for line in lines)]))
-    head = _row(["KL to dense with", *(f"width {width}" for width in WIDTHS)])
-    return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(WIDTHS), *rows]) if rows else ""
+    head = _row(["KL to dense with", *(f"{width}{', distilled' * bool(tokens)}" for width, tokens in columns)])
+    return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(columns), *rows]) if rows else ""
 
 
 def _share(ours: float, loss: float | None, name: str = "") -> tuple[str, str]:

@@ -50,6 +50,7 @@ CHANGES = (
     "prune.beta=0.25",
     "prune.beta=0.75",
     "prune.beta=1",
+    "prune.compensation=one_shot",
     "distill.learning_rate=1.5e-4",
     "distill.learning_rate=6e-4",
     "fisher",
