@@ -42,43 +42,44 @@ def obs(layer: LayerStatistics, count: int) -> Selection:
     """Greedy elimination: again and again the neuron whose loss, with the others refitted, raises the error least.
 
     Structured optimal brain surgeon (as in ZipLM, arXiv 2302.04089): ‖w_j‖² / (H⁻¹)_jj with H = C + λI and
-    w = T H⁻¹ the refitted weights, both as of the neurons that are left. Eliminations are made in blocks: the two
-    costs' parts are updated after each, the matrices once a block.
+    w = T H⁻¹ the refitted weights, both as of the neurons that are left. Eliminations are made in blocks: the cost's
+    two parts are updated after each, the matrices once a block.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(layer)))
     weight = layer.target @ inverse
     left = torch.arange(len(inverse))
     while len(left) > count:
-        gone = _eliminated(inverse, weight, min(_BLOCK, len(left) - count))
+        gone, columns, removed = _eliminated(inverse, weight, min(_BLOCK, len(left) - count))
         stay = torch.ones(len(left), dtype=torch.bool).index_fill(0, gone, False)
-        # H⁻¹ of the neurons that stay is the Schur complement of those that go in the H⁻¹ there was
-        factor = torch.linalg.cholesky(inverse[gone][:, gone])
-        columns = torch.cholesky_solve(inverse[gone][:, stay], factor)
-        weight = weight[:, stay] - weight[:, gone] @ columns
-        inverse = inverse[stay][:, stay] - inverse[stay][:, gone] @ columns
+        columns = columns[stay]
+        inverse = inverse[stay][:, stay] - columns @ columns.T
+        weight = weight[:, stay] - removed @ columns.T
         left = left[stay]
     return Selection(left)
 
 
-def _eliminated(inverse: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Places of the next `count` neurons to eliminate, each given those before it."""
+def _eliminated(inverse: Tensor, weight: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of the next `count` neurons to eliminate, each given those before it, and what goes with them, U and V.
+
+    H⁻¹ loses U Uᵀ, the weights lose V Uᵀ.
+    """
     error, diagonal = weight.square().sum(0), inverse.diagonal().clone()
-    columns, weights = inverse.new_empty(len(inverse), count), weight.new_empty(len(weight), count)
+    columns, removed = inverse.new_empty(len(inverse), count), weight.new_empty(len(weight), count)
     gone: list[int] = []
     for step in range(count):
-        cost = error / diagonal.clamp_min(_TINY)
+        pivots = diagonal.clamp_min(_TINY)
+        cost = error / pivots
         cost[gone] = torch.inf
         worst = int(cost.argmin())
-        before, own = columns[:, :step], columns[worst, :step]
-        # what the row-wise updates so far make of H⁻¹'s and w's column of this neuron
-        column = (inverse[:, worst] - before @ own) / diagonal[worst].clamp_min(_TINY).sqrt()
-        removed = (weight[:, worst] - weights[:, :step] @ own) / diagonal[worst].clamp_min(_TINY).sqrt()
-        along = weight.T @ removed - before @ (weights[:, :step].T @ removed)
-        error = error - 2 * column * along + column.square() * removed.square().sum()
+        # this neuron's columns of H⁻¹ and of the weights, less what the eliminations before it in the block take
+        u, v, own, scale = columns[:, :step], removed[:, :step], columns[worst, :step], pivots[worst].sqrt()
+        column, lost = (inverse[:, worst] - u @ own) / scale, (weight[:, worst] - v @ own) / scale
+        along = weight.T @ lost - u @ (v.T @ lost)
+        error = error - 2 * column * along + column.square() * lost.square().sum()
         diagonal = diagonal - column.square()
-        columns[:, step], weights[:, step] = column, removed
+        columns[:, step], removed[:, step] = column, lost
         gone.append(worst)
-    return torch.tensor(gone)
+    return torch.tensor(gone), columns, removed
 
 
 def swaps(layer: LayerStatistics, count: int) -> Selection:
