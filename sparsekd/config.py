@@ -246,7 +246,12 @@ class Distill(Section):
         False, description="Keep each layer's input only and compute it again for the gradient: less memory, slower."
     )
     checkpoint_every: int = Field(40, ge=1, description="Steps between resumable checkpoints.")
-    validate_every: int = Field(120, ge=1, description="Steps between validations; the best weights are kept.")
+    validate_every: int = Field(
+        120, ge=1, description="Steps between validations; the weights with the lowest validation KL are kept."
+    )
+    patience: int = Field(
+        5, ge=0, description="Validations in a row without a lower KL after which training stops; 0 trains to the end."
+    )
     validation_tokens: int = Field(2_048, ge=1, description="Validation tokens a corpus for each of them.")
     seed: int = Field(0, ge=0, description="Order of the sequences.")
     distributed: Distributed = Distributed()

@@ -32,7 +32,11 @@ class Position:
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     best_step: int = 0
-    best_loss: float = float("inf")
+    best_value: float = float("inf")
+
+    def validations_since_best(self) -> int:
+        """How many validations in a row, up to this step, found nothing better."""
+        return sum(row["step"] > self.best_step for row in self.curve if row["validation_kl"] is not None)
 
 
 class CheckpointStore:

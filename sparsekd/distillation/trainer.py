@@ -78,9 +78,10 @@ class Trainer:
     strategy: Alone = field(default_factory=Alone)
 
     def run(self) -> Position:
-        """Train to the end, from the last checkpoint if there is one; leaves the best weights in the model.
+        """Train from the last checkpoint, if there is one; leaves the best weights in the model.
 
-        Raises TrainingError when the loss is not finite or diverges.
+        Ends before the last step where `patience` validations in a row found nothing better. Raises TrainingError when
+        the loss is not finite or diverges.
         """
         plan = batches(len(self.lesson.packed.input_ids), self.config)
         optimizer = self._optimizer()
@@ -91,7 +92,7 @@ class Trainer:
         total = self.lesson.packed.tokens * self.config.epochs
         smoothed = best = float("inf")
         started, before = time.perf_counter(), position.curve[-1]["tokens"] if position.curve else 0
-        while position.step < len(plan):
+        while position.step < len(plan) and not self._out_of_patience(position):
             row = self._step(optimizer, plan[position.step], position, len(plan))
             self._check(row, position, smoothed, best)
             smoothed = row["loss"] if math.isinf(smoothed) else _SMOOTHING * smoothed + (1 - _SMOOTHING) * row["loss"]
@@ -104,6 +105,11 @@ class Trainer:
             # Wall time stays out of the curve, whose bytes repeat
             speed = (row["tokens"] - before) / (time.perf_counter() - started)
             self.progress(row["tokens"], total, "tokens", loss=row["loss"], kl=row["kl"], tokens_per_second=speed)
+        if position.step < len(plan):
+            self.say(
+                f"stopped after step {position.step} of {len(plan)}: the last {self.config.patience} validations were "
+                f"no better than that after step {position.best_step} (distill.patience)"
+            )
         if position.best_step not in (0, position.step):
             self.store.load_best(self.parameters)
             self.say(f"the weights after step {position.best_step} were best on validation text and are kept")
@@ -157,12 +163,17 @@ class Trainer:
         if self.validation and (last or position.step % self.config.validate_every == 0):
             kl, ce = self.validate()
             position.curve[-1] |= {"validation_kl": kl, "validation_ce": ce}
-            if self._weigh(kl, ce) < position.best_loss:
-                position.best_loss, position.best_step = self._weigh(kl, ce), position.step
+            # KL is what is to be kept; a model trained on cross-entropy alone is not meant to keep it
+            value = kl if self.config.alpha else ce
+            if value < position.best_value:
+                position.best_value, position.best_step = value, position.step
                 if not last:
                     self.store.save_best(self.parameters)
         if last or position.step % self.config.checkpoint_every == 0:
             self.store.save(position, self.parameters, optimizer)
+
+    def _out_of_patience(self, position: Position) -> bool:
+        return 0 < self.config.patience <= position.validations_since_best()
 
     def validate(self) -> tuple[float, float]:
         """KL and cross-entropy, nats a token, each the mean over the validation corpora.

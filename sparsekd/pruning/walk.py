@@ -60,8 +60,8 @@ def prune_model(
     """Prune every feed-forward block of `model` to `width` neurons, in place, by statistics over `input_ids`.
 
     `select` chooses the neurons in place of `config.selection`. At full width nothing is changed. Returns a report for
-    each layer. `model` is float32; matmuls run in `compute_dtype` by autocast, residual streams and statistics in
-    float32 or better.
+    each layer. `model` is float32; matmuls run in `compute_dtype` by autocast, residual streams are float32, and
+    statistics are summed in float32 or better, of activations and targets in bfloat16 where that is `compute_dtype`.
     """
     reports = prune_layers(InMemory(model), input_ids, width, config, progress, select=select)
     set_width(model, width)

@@ -185,6 +185,41 @@ def test_only_ffn_and_norms_change_and_kl_falls(school: tuple[Path, Curriculum],
     assert seen[-1] < 0.9 * seen[0]
 
 
+def test_training_stops_where_validation_kl_no_longer_falls(
+    school: tuple[Path, Curriculum], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thirty passes over ten sequences of noise: the student learns these by heart."""
+    settings = {"epochs": 30, "validate_every": 5, "learning_rate": 1e-2}
+    to_the_end = run(school, tmp_path / "whole", patience=0, **settings)
+    assert to_the_end["steps"] == 300
+    best = to_the_end["best_step"]
+    stopped = run(school, tmp_path / "stopped", patience=3, **settings)
+    assert (stopped["steps"], stopped["best_step"]) == (best + 15, best)
+    assert f"stopped after step {best + 15} of 300" in capsys.readouterr().out
+    curves = [(tmp_path / name / "out/curve.csv").read_text().splitlines() for name in ("whole", "stopped")]
+    assert curves[1] == curves[0][: best + 16]
+    found = [(float(row.split(",")[7]), int(row.split(",")[0])) for row in curves[0][1:] if row.split(",")[7]]
+    assert min(found)[1] == best
+    expected, kept = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    for kill_at in (best + 14, best + 15):
+        with pytest.raises(Killed):
+            run(school, tmp_path / f"cut{kill_at}", kill_at=kill_at, patience=3, **settings)
+        assert run(school, tmp_path / f"cut{kill_at}", patience=3, **settings) == stopped
+
+
+def test_a_student_of_the_text_alone_is_judged_on_the_text(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Not on KL, which is not what it learns: here KL to the model it begins as only rises."""
+    data = CalibrationSet(packed(1, 4), {"wiki": packed(1, 4)}, {})
+    (tmp_path / "cache").mkdir()
+    write_teacher_cache(load_model(make_model(seed=1)), data, tmp_path / "cache", Teacher())
+    curriculum = Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path / "cache"))
+    facts = run((make_model(seed=1), curriculum), tmp_path, alpha=0.0, epochs=4)
+    rows = [row.split(",") for row in (tmp_path / "out/curve.csv").read_text().splitlines()]
+    kl, ce = ([(float(row[column]), int(row[0])) for row in rows[1:] if row[column]] for column in (7, 8))
+    assert facts["best_step"] == min(ce)[1] != min(kl)[1]
+
+
 def test_kl_only_against_itself_changes_nothing(make_model: Callable[..., Path], tmp_path: Path) -> None:
     """Claim A's control: the gradient of KL(model ‖ itself) is zero, up to rounding."""
     model = make_model(seed=1)
