@@ -47,6 +47,7 @@ class Family:
     required: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # field -> its value, what another one means
 
     recurrent: bool = False  # layers carry a state along the sequence: a mask cannot hide what came before
+    attention: str | None = None  # plain, qkv_bias or qk_norm: parameters are counted by formula, without torch
 
     @property
     def width(self) -> str:
@@ -64,8 +65,11 @@ _GPT2_NAMES = {
 _SOFTCAP = "final_logit_softcapping"
 
 FAMILIES = (
-    Family(("llama", "mistral", "qwen2", "qwen3")),
-    Family(("phi3", "glm"), **_FUSED),
+    Family(("llama", "mistral"), attention="plain"),
+    Family(("qwen2",), attention="qkv_bias"),
+    Family(("qwen3",), attention="qk_norm"),
+    Family(("phi3",), **_FUSED, attention="plain"),
+    Family(("glm",), **_FUSED),
     Family(("ministral", "ministral3", "smollm3", "seed_oss", "gemma")),
     Family(("qwen3_5", "qwen3_5_text"), recurrent=True),
     Family(("gemma2", "gemma3_text"), **_GEMMA_NORMS, softcap=_SOFTCAP),
@@ -189,9 +193,6 @@ def standard_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-_CLOSED_FORM = ("llama", "mistral", "qwen2", "qwen3", "phi3")
-_QKV_BIAS = ("qwen2",)  # always there, whatever attention_bias says
-_QK_NORM = ("qwen3",)
 
 
 def parameters_from_config(config: Mapping[str, Any], intermediate_size: int | None = None) -> dict[str, int]:
@@ -205,8 +206,8 @@ def parameters_from_config(config: Mapping[str, Any], intermediate_size: int | N
     family = family_of(config)
     values = check_fields(config)
     width = intermediate_size or values["intermediate_size"]
-    if values["model_type"] in _CLOSED_FORM:
-        return _by_formula(values, width)
+    if family.attention is not None:
+        return _by_formula(values, width, family.attention)
     own = {name: value for name, value in values.items() if name not in family.names} | {family.width: width}
     return dict(_by_building(json.dumps(own, sort_keys=True)))
 
@@ -227,15 +228,15 @@ def head_widths(config: Mapping[str, Any]) -> tuple[int, int, int]:
     return heads * head, (config.get("num_key_value_heads") or heads) * head, head
 
 
-def _by_formula(config: Mapping[str, Any], width: int) -> dict[str, int]:
+def _by_formula(config: Mapping[str, Any], width: int, kind: str) -> dict[str, int]:
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     queries, keys, head = head_widths(config)
     attention = hidden * (2 * queries + 2 * keys)
     if config.get("attention_bias"):
         attention += queries + 2 * keys + hidden
-    elif config["model_type"] in _QKV_BIAS:
+    elif kind == "qkv_bias":  # always there, whatever config.json says
         attention += queries + 2 * keys
-    if config["model_type"] in _QK_NORM:
+    if kind == "qk_norm":
         attention += 2 * head
     ffn = layers * (3 * hidden * width + ((2 * width + hidden) if config.get("mlp_bias") else 0))
     non_embedding = ffn + layers * (attention + 2 * hidden) + hidden
