@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from flows.settings import params, params_text
 from sparsekd.artifacts import hash_file
 from tests.miniature import wait_until
 from tests.tiny_checkout import dvc, environment, make_tiny_checkout
@@ -67,7 +69,22 @@ def test_every_stage_with_a_kill_in_distillation(checkout: Path) -> None:
     assert "distilled: prefill ×" in again
 
     resumed = [hash_file(checkout / "data/distilled" / name) for name in ("model.safetensors", "curve.csv")]
-    shutil.rmtree(checkout / "data/distilled")
-    subprocess.run([sys.executable, "-m", "tasks.distill"], cwd=checkout, env=environment(), check=True)
+    distilled(checkout)
     undisturbed = [hash_file(checkout / "data/distilled" / name) for name in ("model.safetensors", "curve.csv")]
     assert resumed == undisturbed
+
+    alone = distilled(checkout, "distill.batch_size=2", "distill.precision=fp32", "distill.tokens=1024")
+    for strategy in ("ddp", "fsdp"):
+        shared_out = {"strategy": strategy, "processes": 2}
+        together = distilled(checkout, *(f"distill.distributed.{key}={value}" for key, value in shared_out.items()))
+        assert together == pytest.approx(alone, rel=1e-4), strategy
+
+
+def distilled(checkout: Path, *settings: str) -> list[float]:
+    """The losses, step by step, of stage distill with these settings on top."""
+    changed = params.with_settings(params.load(checkout), settings)
+    (checkout / "params.yaml").write_text(params_text.full_text(changed.model_dump(mode="json")))
+    shutil.rmtree(checkout / "data/distilled")
+    subprocess.run([sys.executable, "-m", "tasks.distill"], cwd=checkout, env=environment(), check=True)
+    with (checkout / "data/distilled/curve.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sparsekd.config import Divergence
-from sparsekd.distillation.head import HeadLoss
+from sparsekd.distillation.head import CHUNK, HeadLoss
 from sparsekd.distillation.losses import cross_entropy, distillation_terms, kl_divergence
+from sparsekd.distillation.targets import Target
+from sparsekd.distillation.teacher.sampled import SampledFormat, read_sample, sample
 from sparsekd.models import LMHead
 
 TEMPERATURES = st.sampled_from([0.5, 1.0, 2.0, 4.0])
@@ -130,6 +136,31 @@ def test_the_chunked_head_gives_the_gradient_of_the_mean_loss(tokens: int, alpha
     torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
     assert (1 - alpha) * ce + alpha * 4.0 * kl == pytest.approx(loss.item(), rel=1e-4)
     assert (kl_sum / tokens, ce_sum / tokens) == pytest.approx((kl, ce), rel=1e-5)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_no_tensor_of_tokens_by_vocabulary_is_made(sampled: bool) -> None:
+    """Of so many tokens none that holds more than a chunk's logits."""
+    tokens, hidden, vocabulary = 4 * CHUNK, 8, 64
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            made = [tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]
+            self.numbers = max([self.numbers, *made])
+            return found
+
+    weight, student = torch.randn(vocabulary, hidden), torch.randn(tokens, hidden)
+    targets = torch.randint(0, vocabulary, (tokens,))
+    teacher: Target = student
+    if sampled:
+        form = SampledFormat(top_k=4, draws=8, temperature=1.0, seed=0, vocabulary=vocabulary)
+        teacher = read_sample(sample(torch.randn(tokens, vocabulary), form, torch.Generator().manual_seed(0)), form)
+    with torch.no_grad(), Largest() as largest:
+        HeadLoss(LMHead(weight), LMHead(weight), 0.5, 1.0)(student, teacher, targets)
+    assert CHUNK * vocabulary <= largest.numbers <= 2 * CHUNK * vocabulary
 
 
 def test_kl_only_gives_no_gradient_where_student_and_teacher_agree() -> None:

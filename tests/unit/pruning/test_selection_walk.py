@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsekd import runtime
 from sparsekd.config import Prune
-from sparsekd.feed_forward import feed_forwards
+from sparsekd.feed_forward import FeedForward, feed_forwards
 from sparsekd.pruning.selection import SELECTIONS, Selection, by_score
 from sparsekd.pruning.statistics import LayerStatistics
 from sparsekd.pruning.walk import prune_model
@@ -73,6 +74,45 @@ def test_one_shot_is_the_ridge_on_the_dense_models_activations(family: str) -> N
         regular = c[np.ix_(kept, kept)] + damping * np.eye(KEPT)
         expected = (w @ c[:, kept] + damping * w[:, kept]) @ np.linalg.inv(regular)
         np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+@torch.no_grad()
+def test_sequential_is_the_ridge_toward_what_the_pruned_prefix_has_lost(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(T_:S + λ W_:S)(C_SS + λI)⁻¹ with T = β E[t ãᵀ] + (1 − β) W C and t = y + r − r̃, in every layer, by NumPy."""
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda device: False)
+    result, prefix = copy.deepcopy(dense_model(family)), copy.deepcopy(dense_model(family))
+    prune_model(result, ids(), KEPT, Prune(selection="mean_abs", compensation="sequential", beta=0.25))
+    blocks = feed_forwards(prefix)
+    for dense, block, found in zip(feed_forwards(dense_model(family)), blocks, feed_forwards(result), strict=True):
+        r, _, y = stream_input_output(dense_model(family), dense)
+        lost, a, _ = stream_input_output(prefix, block)
+        w, c = dense.down_weight.double().numpy(), a.T @ a / len(a)
+        target = y + r - lost - (0.0 if dense.down_bias is None else dense.down_bias.double().numpy())
+        t = 0.25 * target.T @ a / len(a) + 0.75 * w @ c
+        kept = np.sort(np.argsort(-np.abs(a).mean(0))[:KEPT])
+        damping = 0.01 * np.trace(c) / WIDTH
+        inverse = np.linalg.inv(c[np.ix_(kept, kept)] + damping * np.eye(KEPT))
+        expected, own_loss_only = ((m[:, kept] + damping * w[:, kept]) @ inverse for m in (t, w @ c))
+        # Behind the first layer the walk goes on from activations that are rounded to bfloat16
+        allowed = 1e-4 + 0.02 * np.linalg.norm(expected - own_loss_only)
+        assert np.linalg.norm(found.down_weight.double().numpy() - expected) < allowed
+        block.keep(torch.from_numpy(kept), found.down_weight)
+
+
+def stream_input_output(model: PreTrainedModel, block: FeedForward) -> list[np.ndarray]:
+    """A token a row: the residual stream before the block, and the input and output of its down-projection."""
+    seen: list[Tensor] = []
+    hooks = [
+        block.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])),
+        block.down.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output])),
+    ]
+    model.base_model(input_ids=ids(), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return [tensor.flatten(0, -2).double().numpy() for tensor in seen]
 
 
 @of_each
