@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from sparsekd.distillation.head import HeadLoss
 from sparsekd.distillation.teacher import TeacherCache, write_teacher_cache
 from sparsekd.distillation.trainer import Lesson
 from sparsekd.evaluation import lm_eval_adapter, shared_context
-from sparsekd.feed_forward import feed_forwards
 from sparsekd.models import final_hidden, lm_head, load_model, load_tokenizer
 from sparsekd.pruning import walk
+from sparsekd.pruning.budget import resolve_budget
+from sparsekd.pruning.checkpoint import prune_checkpoint
 from sparsekd.runtime import compute_dtype, mixed_precision
 
 Figures = dict[str, Any]
@@ -82,7 +82,7 @@ def teacher(data: Path, tokens: int, rounds: int) -> Figures:
 
 
 def prune(data: Path, tokens: int) -> Figures:
-    """The prune stage's walk against a bare forward pass over the same tokens; what factorisation and solves take."""
+    """Stage prune, disk to disk, against a bare forward pass over its tokens; what factorisation and solves take."""
     dense = load_model(data / "raw/model")
     part = CalibrationSet.load(data / "calibration").calibration.head(tokens)
     solves = Clock()
@@ -94,22 +94,21 @@ def prune(data: Path, tokens: int) -> Figures:
 
     with Clock() as bare:
         _forward(dense, part.input_ids, Prune().batch_size)
-    model = copy.deepcopy(dense)
+    config = Prune(width=0.75, statistics_tokens=tokens)
     walk.prune_layer = timed
     try:
-        with Clock() as ours:
-            walk.prune_model(model, part.input_ids, _width(model, 0.75), Prune())
+        with tempfile.TemporaryDirectory() as folder, Clock() as ours:
+            out = Path(folder) / "out"
+            out.mkdir()
+            prune_checkpoint(data / "raw/model", out, part, config, _CPU, Path(folder) / "layers")
     finally:
         walk.prune_layer = plain
     dense.set_attn_implementation("eager")
-    one = part.input_ids[: Prune().batch_size]
-    found = products(lambda: walk.prune_model(dense, one, _width(dense, 0.75), Prune()))
+    one = part.input_ids[: config.batch_size]
+    width = resolve_budget(config, dense.config.to_dict())
+    found = products(lambda: walk.prune_model(dense, one, width, config))
     figures = _against(ours.figures(part.tokens), bare.figures(part.tokens), found, one.numel())
     return figures | {"solves_seconds": solves.wall, "times_bare_forward": ours.wall / bare.wall}
-
-
-def _width(model: PreTrainedModel, share: float) -> int:
-    return int(feed_forwards(model)[0].width * share)
 
 
 def step(data: Path, variant: str, steps: int, warmup: int, batch: int = 1) -> Figures:
