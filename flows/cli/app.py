@@ -214,6 +214,8 @@ def prune(
     """Prune the feed-forward layers of any checkpoint. No DVC and no repository is needed.
 
     Writes a stock checkpoint with a smaller intermediate_size. Distil it afterwards: pruning alone costs quality.
+    One layer at a time is in memory, except while the model itself writes a share of the calibration text; for a model
+    larger than the memory add -S calibrate.self_generated=0.
     """
     from flows.commands import steps
 
