@@ -76,21 +76,31 @@ def _row(cells: list[str]) -> str:
 
 
 def _goals(results: Results) -> str:
-    """Our mean excess loss as a share of the best peer's as it usually comes, and of optipfair's."""
+    """Our mean excess loss as a share of the best peer's as it usually comes and of optipfair's; out of domain too."""
+
+    def share(ours: Job, other: Job) -> tuple[str, str, str]:
+        mine, theirs = (excess(results[job], results[DENSE]) for job in (ours, other))
+        outside = [sum(value for name, value in over.items() if name not in IN_DOMAIN) for over in (mine, theirs)]
+        loss, ratio = mean(theirs.values()), mean(mine.values()) / mean(theirs.values())
+        return f"{loss:.3f}", f"{ratio:.2f}", f"{outside[0] / outside[1]:.2f}"
+
     rows = []
     for tokens in (0, DISTILL_TOKENS):
         for width in WIDTHS:
             chosen = _at(width, tokens, results)
             over = {job: mean(excess(results[job], results[DENSE]).values()) for job in chosen}
-            ours = over.get(Job(BEST[0], COMPENSATIONS[2], width, tokens))
-            usual = {job: loss for job, loss in over.items() if USUAL.get(job.selection) == job.compensation}
-            fair = [loss for job, loss in over.items() if (job.selection, job.compensation) == ("optipfair", "data")]
-            if ours and (usual or fair):
-                least, peer = min(((loss, f" ({job.selection})") for job, loss in usual.items()), default=(None, ""))
-                cells = [*_share(ours, least, peer), *_share(ours, next(iter(fair), None))]
-                rows.append(_row([f"{width}, {_when(tokens)}", f"{ours:.3f}", *cells]))
-    head = ["width", f"{BEST[0]}, sequential", "best peer, as it usually comes", "share", "optipfair, data", "share"]
-    return "\n".join(["### Goals", "", _row(head), "|---|" + "---:|" * 5, *rows]) if rows else ""
+            ours = Job(BEST[0], COMPENSATIONS[2], width, tokens)
+            usual = [job for job in chosen if USUAL.get(job.selection) == job.compensation]
+            fair = [job for job in chosen if (job.selection, job.compensation) == ("optipfair", "data")]
+            if ours in over and (usual or fair):
+                cells = [f"{width}, {_when(tokens)}", f"{over[ours]:.3f}"]
+                best = min(usual, key=over.__getitem__, default=None)
+                cells += [best.selection, *share(ours, best)] if best else ["–"] * 4
+                cells += share(ours, fair[0]) if fair else ["–"] * 3
+                rows.append(_row(cells))
+    shares = ["share", "others alone"]
+    head = ["width", "ours", "best peer as usual", "excess", *shares, "optipfair", *shares]
+    return "\n".join(["### Goals", "", _row(head), "|---|---:|---|" + "---:|" * 6, *rows]) if rows else ""
 
 
 def _ladder(results: Results) -> str:
@@ -109,11 +119,6 @@ def _ladder(results: Results) -> str:
             rows.append(_row([name, *(f"{_mean_kl(line):.3f}" if line else "–" for line in lines)]))
     head = _row(["KL to dense with", *(f"{width}{', distilled' * bool(tokens)}" for width, tokens in columns)])
     return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(columns), *rows]) if rows else ""
-
-
-def _share(ours: float, loss: float | None, name: str = "") -> tuple[str, str]:
-    """Another's loss, and ours as a share of it."""
-    return (f"{loss:.3f}{name}", f"{ours / loss:.2f}") if loss else ("–", "–")
 
 
 def _how(job: Job) -> str:
