@@ -3,8 +3,9 @@
     python -m benchmarks.recipes --data data         # after `make compress`; hours, can be stopped and goes on
     python -m benchmarks.recipes --table             # from the committed results
 
-Each changes one thing of SETTINGS, at 58 % of the width, where recipes differ most. Students that differ in
-distillation alone start from one pruned checkpoint, and whatever is calibrated like DATA uses that.
+Each changes one thing of SETTINGS, at 58 % of the width, where recipes differ most; those with another width belong
+together. Students that differ in distillation alone start from one pruned checkpoint, and whatever is calibrated like
+DATA uses that.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ CHANGES = (
     "fisher",
     "prune.selection=svd",
     "fisher prune.selection=svd",
+    "prune.width=640 prune.beta=0.25",
+    "prune.width=640 prune.compensation=one_shot",
+    "prune.width=1152 prune.beta=0.25",
+    "prune.width=1152 prune.compensation=one_shot",
 )
 METRIC_TOKENS = 8_192
 SEEDS = 2
