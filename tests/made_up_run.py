@@ -9,7 +9,6 @@ what is stored here.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -20,14 +19,21 @@ from typing import Any
 import numpy as np
 
 from sparsekd.artifacts import Artifact, Draft, writing
-from sparsekd.evaluation.intervals import Interval
-from sparsekd.evaluation.offers import Offer, PriceList
+from tests.made_up_parts import (
+    KEPT,
+    LAYERS,
+    VARIANTS,
+    WIDTH,
+    agreement,
+    parameters,
+    passage,
+    perplexity,
+    with_shares,
+    write_csv,
+    write_json,
+    write_samples,
+)  # fmt: skip
 
-VARIANTS = ("dense", "pruned", "distilled")
-LAYERS, HIDDEN, WIDTH, KEPT, VOCABULARY = 30, 576, 1536, 1152, 49152
-FFN = {"dense": 3 * LAYERS * HIDDEN * WIDTH, "pruned": 3 * LAYERS * HIDDEN * KEPT}
-FFN["distilled"] = FFN["pruned"]
-TOTAL_DENSE = 134_515_008
 EXCESS = {"dense": 0.0, "pruned": 0.38, "distilled": 0.16}
 LOSS = {"wiki": 2.95, "c4": 3.36, "stories": 2.36, "code": 1.42, "chat": 0.72}
 TASKS = {  # n, n_total, chance, metric, share that dense answers rightly
@@ -318,104 +324,3 @@ class MadeUpRun:
         key = f"{part}_tokens_per_second"
         rounds = [a / b for a, b in zip(models[variant][key], models["dense"][key], strict=True)]
         return {"value": float(np.median(rounds)), "low": min(rounds), "high": max(rounds), "rounds": rounds}
-
-
-def passage(corpus: str) -> dict[str, Any]:
-    """A few words with every strength of divergence, markup, line breaks, and one that is not scored."""
-    words = [
-        "The",
-        " king",
-        " of",
-        " <b>Norway",
-        "</b>",
-        "\n\n",
-        " sailed",
-        " to",
-        " the",
-        " island",
-        " in",
-        " spring",
-        ".",
-    ]
-    words *= 4
-    kls = [None, 0.02, 0.15, 4.2, 0.5, 0.04, 1.4, 0.3]
-    tokens = [
-        {
-            "text": word,
-            "kl": kls[place % len(kls)],
-            "dense": [[word, 0.61], [" a", 0.2], ["\n", 0.04]],
-            "model": [[" the", 0.4], [word, 0.22], [' "', 0.1]],
-        }
-        for place, word in enumerate(words)
-    ]
-    scored = [token["kl"] for token in tokens if token["kl"] is not None]
-    return {"corpus": corpus, "kl": sum(scored) / len(scored), "before": "Long ago,\n", "tokens": tokens}
-
-
-def with_shares(times: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Milliseconds by operator class, each with its share of the sum."""
-    return {kind: {"milliseconds": ms, "share": ms / sum(times.values())} for kind, ms in times.items()}
-
-
-def parameters(variant: str) -> dict[str, int]:
-    """Numbers of parameters of SmolLM2-135M, whole or at width 1152."""
-    total = TOTAL_DENSE - FFN["dense"] + FFN[variant]
-    return {"total": total, "non_embedding": total - VOCABULARY * HIDDEN, "ffn": FFN[variant]}
-
-
-def perplexity(sums: dict[str, list[float]]) -> dict[str, Any]:
-    """As evaluate reports it, with an interval of the unpaired kind."""
-    loss = sum(sums["nll"]) / sum(sums["tokens"])
-    each = np.array(sums["nll"]) / np.array(sums["tokens"])
-    error = 1.96 * float(each.std()) / math.sqrt(len(each))
-    ends = {"value": math.exp(loss), "low": math.exp(loss - error), "high": math.exp(loss + error)}
-    return ends | {"tokens": int(sum(sums["tokens"])), "documents": len(each)}
-
-
-def agreement(sums: dict[str, list[float]]) -> dict[str, Any]:
-    """As evaluate reports it."""
-    tokens = sum(sums["tokens"])
-    kl, top1 = sum(sums["kl"]) / tokens, sum(sums["top1"]) / tokens
-    return {
-        "kl": {"value": kl, "low": kl * 0.94, "high": kl * 1.06},
-        "top1": {"value": top1, "low": top1 - 0.012, "high": min(1.0, top1 + 0.012)},
-    }
-
-
-def write_samples(path: Path, metric: str, scores: dict[int, float]) -> None:
-    """In lm-eval's layout, a line a row."""
-    lines = []
-    for key, score in scores.items():
-        row = {"doc_id": key, "doc": {"question": f"question {key}"}, "target": "0", "arguments": {}, "filter": "none"}
-        row |= {"metrics": [metric], "doc_hash": f"{key:064x}", "prompt_hash": "0" * 64, metric: score}
-        lines.append(json.dumps(row))
-    path.write_text("\n".join(lines) + "\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def write_csv(path: Path, names: list[str], rows: list[list[Any]]) -> None:
-    with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([names, *rows])
-
-
-def made_up_prices() -> PriceList:
-    """What a preview found."""
-    offers = (_offer(0.8, 0.1), _offer(0.5, 0.6))
-    return PriceList(model="dense", tokens=98304, held_out_tokens=8192, dense=_offer(1.0, 0.0), offers=offers)
-
-
-def _offer(share: float, kl: float) -> Offer:
-    at, total = Interval(value=kl, low=kl, high=kl), int(28e6 + 106e6 * share)
-    return Offer(
-        width=int(WIDTH * share),
-        share=share,
-        parameters={"total": total, "non_embedding": total - 28_000_000, "ffn": int(80e6 * share)},
-        reduction={"width": 1 - share, "ffn": 1 - share, "non_embedding": 1 - share, "total": 1 - total / TOTAL_DENSE},
-        bytes=2 * total,
-        kl={"wiki": at, "c4": at},
-        perplexity={"wiki": at, "c4": at},
-        speed_up={"prefill": 1.2, "decode": 1.1},
-    )

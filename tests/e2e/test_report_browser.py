@@ -11,7 +11,8 @@ from sparsekd.report import Context, write_report
 from sparsekd.report.comparison import write_comparison
 from sparsekd.report.inputs import ReportInputs
 from sparsekd.report.summarise import summarise
-from tests.made_up_run import EXCESS, MadeUpRun, made_up_prices
+from tests.made_up_prices import made_up_prices
+from tests.made_up_run import EXCESS, MadeUpRun
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -15,7 +15,8 @@ from sparsekd.report.provenance import cost_table, repeat
 from sparsekd.report.summarise import summarise
 from sparsekd.report.tradeoff import results
 from sparsekd.settings import parse_config
-from tests.made_up_run import EXCESS, MadeUpRun, made_up_prices
+from tests.made_up_prices import made_up_prices
+from tests.made_up_run import EXCESS, MadeUpRun
 
 
 def of(root, **differing):
