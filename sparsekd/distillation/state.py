@@ -34,10 +34,6 @@ class Position:
     best_step: int = 0
     best_value: float = float("inf")
 
-    def validations_since_best(self) -> int:
-        """How many validations in a row, up to this step, found nothing better."""
-        return sum(row["step"] > self.best_step for row in self.curve if row["validation_kl"] is not None)
-
 
 class CheckpointStore:
     """One directory that holds the last checkpoint and the best weights of one run."""

@@ -173,7 +173,10 @@ class Trainer:
             self.store.save(position, self.parameters, optimizer)
 
     def _out_of_patience(self, position: Position) -> bool:
-        return 0 < self.config.patience <= position.validations_since_best()
+        """Whether the last `patience` validations found nothing better. Asked at every step, so it counts no rows."""
+        every = self.config.validate_every
+        since_best = position.step // every - position.best_step // every
+        return bool(self.validation) and 0 < self.config.patience <= since_best
 
     def validate(self) -> tuple[float, float]:
         """KL and cross-entropy, nats a token, each the mean over the validation corpora.
