@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import sys
@@ -65,6 +66,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "model.safetensors")
 
 
+def measured(folder: Path, name: str) -> dict[int, float]:
+    """A column of the curve by step, where it has a value."""
+    with (folder / "out" / "curve.csv").open() as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+def its_own_school(model: Path, folder: Path, data: CalibrationSet) -> tuple[Path, Curriculum]:
+    """The model as the student of itself."""
+    cache = folder / "cache"
+    cache.mkdir()
+    write_teacher_cache(load_model(model), data, cache, Teacher())
+    return model, Curriculum(data.calibration, data.validation, TeacherCache.open(cache))
+
+
 @pytest.mark.parametrize("kill_at", [1, 3, 5, 9, 10])
 def test_a_killed_run_ends_with_the_same_bits(school: tuple[Path, Curriculum], tmp_path: Path, kill_at: int) -> None:
     whole = run(school, tmp_path / "whole")
@@ -92,11 +107,8 @@ def test_a_compiled_run_resumes_with_the_same_bits_and_learns_as_the_eager_one(
         tmp_path / "whole/out/model.safetensors"
     ).read_bytes()
     run(school, tmp_path / "eager")
-    columns = {}
-    for name in ("whole", "eager"):
-        rows = (tmp_path / name / "out/curve.csv").read_text().splitlines()[1:]
-        columns[name] = [float(row.split(",")[2]) for row in rows]
-    assert columns["whole"] == pytest.approx(columns["eager"], rel=2e-2)
+    losses = {name: list(measured(tmp_path / name, "loss").values()) for name in ("whole", "eager")}
+    assert losses["whole"] == pytest.approx(losses["eager"], rel=2e-2)
 
 
 def test_activations_that_are_computed_again_change_no_bit(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
@@ -179,9 +191,7 @@ def test_only_ffn_and_norms_change_and_kl_falls(school: tuple[Path, Curriculum],
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all("mlp" in name or "norm" in name for name in changed)
-    rows = (tmp_path / "out/curve.csv").read_text().splitlines()
-    column = rows[0].split(",").index("validation_kl")
-    seen = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    seen = list(measured(tmp_path, "validation_kl").values())
     assert seen[-1] < 0.9 * seen[0]
 
 
@@ -198,8 +208,8 @@ def test_training_stops_where_validation_kl_no_longer_falls(
     assert f"stopped after step {best + 15} of 300" in capsys.readouterr().out
     curves = [(tmp_path / name / "out/curve.csv").read_text().splitlines() for name in ("whole", "stopped")]
     assert curves[1] == curves[0][: best + 16]
-    found = [(float(row.split(",")[7]), int(row.split(",")[0])) for row in curves[0][1:] if row.split(",")[7]]
-    assert min(found)[1] == best
+    kl = measured(tmp_path / "whole", "validation_kl")
+    assert min(kl, key=kl.__getitem__) == best
     expected, kept = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
     for kill_at in (best + 14, best + 15):
@@ -211,25 +221,19 @@ def test_training_stops_where_validation_kl_no_longer_falls(
 def test_a_student_of_the_text_alone_is_judged_on_the_text(make_model: Callable[..., Path], tmp_path: Path) -> None:
     """Not on KL, which is not what it learns: here KL to the model it begins as only rises."""
     data = CalibrationSet(packed(1, 4), {"wiki": packed(1, 4)}, {})
-    (tmp_path / "cache").mkdir()
-    write_teacher_cache(load_model(make_model(seed=1)), data, tmp_path / "cache", Teacher())
-    curriculum = Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path / "cache"))
-    facts = run((make_model(seed=1), curriculum), tmp_path, alpha=0.0, epochs=4)
-    rows = [row.split(",") for row in (tmp_path / "out/curve.csv").read_text().splitlines()]
-    kl, ce = ([(float(row[column]), int(row[0])) for row in rows[1:] if row[column]] for column in (7, 8))
-    assert facts["best_step"] == min(ce)[1] != min(kl)[1]
+    facts = run(its_own_school(make_model(seed=1), tmp_path, data), tmp_path, alpha=0.0, epochs=4)
+    kl, ce = measured(tmp_path, "validation_kl"), measured(tmp_path, "validation_ce")
+    assert facts["best_step"] == min(ce, key=ce.__getitem__) != min(kl, key=kl.__getitem__)
 
 
 def test_kl_only_against_itself_changes_nothing(make_model: Callable[..., Path], tmp_path: Path) -> None:
     """Claim A's control: the gradient of KL(model ‖ itself) is zero, up to rounding."""
-    model = make_model(seed=1)
     data = CalibrationSet(packed(1, 4), {"wiki": packed(2, 2)}, {})
-    (tmp_path / "cache").mkdir()
-    write_teacher_cache(load_model(model), data, tmp_path / "cache", Teacher())
-    school = (model, Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path / "cache")))
+    school = its_own_school(make_model(seed=1), tmp_path, data)
     run(school, tmp_path, alpha=1.0, precision="fp32", learning_rate=1e-4)
-    rows = (tmp_path / "out/curve.csv").read_text().splitlines()
-    assert all(float(row.split(",")[3]) < 1e-3 for row in rows[1:]), "only the cache's bfloat16 rounding is left"
+    kl = measured(tmp_path, "kl")
+    assert kl
+    assert all(value < 1e-3 for value in kl.values()), "only the cache's bfloat16 rounding is left"
 
 
 def test_divergence_stops_with_step_checkpoint_and_advice(school: tuple[Path, Curriculum], tmp_path: Path) -> None:
@@ -277,9 +281,7 @@ def test_a_student_whose_logits_are_scaled_capped_or_shifted_learns_from_its_cac
     curriculum = Curriculum(data.calibration, data.validation, TeacherCache.open(tmp_path))
     settings = {"alpha": 1.0, "epochs": 6, "learning_rate": 1e-3, "validation_tokens": 128}
     run((tmp_path / "student", curriculum), tmp_path, **settings)
-    rows = [line.split(",") for line in (tmp_path / "out" / "curve.csv").read_text().splitlines()]
-    column = rows[0].index("validation_kl")
-    found = [float(row[column]) for row in rows[1:] if row[column]]
+    found = list(measured(tmp_path, "validation_kl").values())
     assert min(found) < 0.99 * found[0]
     assert found[0] < 0.5
     before, after = load_file(tmp_path / "student" / "model.safetensors"), weights(tmp_path)
