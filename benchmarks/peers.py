@@ -42,8 +42,8 @@ BEST = ("mean_abs_svd", "mean_abs", "swaps")
 """Ours and the two peers that were nearest to dense at the middle width before distillation: what is also distilled at
 the other widths, and over seeds."""
 RATES = (1.5e-5, 4e-5, 1e-4, 3e-4)  # optipfair's own default is 4e-5
-GENTLE = 3e-5
-"""Of the dense model trained alike: a tenth of the others' rate. The same rate is a job of its own."""
+RATE, GENTLE = 3e-4, 3e-5
+"""Of our own distillation, and of the dense model trained alike, for which the first is a job of its own."""
 SEEDS = range(5)
 BETA = 0.5
 """Of all sequential rows, as of the first that were measured; our default is lower since 2026-11-28."""
@@ -65,7 +65,7 @@ def jobs() -> Iterator[Job]:
     """All of them, the ones that decide most first."""
     yield Job("dense", "none", 1536)
     yield Job("dense", "none", 1536, DISTILL_TOKENS)
-    yield Job("dense", "none", 1536, DISTILL_TOKENS, rate=3e-4)
+    yield Job("dense", "none", 1536, DISTILL_TOKENS, rate=RATE)
     yield from (Job(BEST[0], "sequential", width) for width in WIDTHS)
     yield from (Job(selection, "sequential", MIDDLE, DISTILL_TOKENS) for selection in (*BEST, "svd", "obs"))
     yield from (Job("optipfair", "data", MIDDLE, DISTILL_TOKENS, rate=rate) for rate in RATES)
@@ -159,7 +159,7 @@ def _distilled(job: Job, data: Path, student: Path, work: Path) -> Path:
     everything = CalibrationSet.load(data / "calibration")
     trained = {name: everything.validation[name] for name in ("wiki", "c4")}
     curriculum = Curriculum(everything.calibration, trained, TeacherCache.open(data / "teacher"))
-    rate = job.rate or (GENTLE if job.selection == "dense" else 3e-4)
+    rate = job.rate or (GENTLE if job.selection == "dense" else RATE)
     config = Distill(tokens=job.tokens, seed=job.seed, learning_rate=rate)
     distill_checkpoint(student, out, curriculum, config, resolve_device(Runtime()), work / "checkpoints")
     return out

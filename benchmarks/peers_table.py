@@ -52,10 +52,7 @@ def _table(width: int, tokens: int, chosen: list[Job], results: Results) -> str:
     lines.append("|---|---|" + "---:|" * len(columns))
     for job in chosen:
         line = results[job]
-        over = excess(line, results[DENSE])
-        inside = mean(value for corpus, value in over.items() if corpus in IN_DOMAIN)
-        outside = mean(value for corpus, value in over.items() if corpus not in IN_DOMAIN)
-        cells = [f"{value:.3f}" for value in (inside, outside, _mean_kl(line))]
+        cells = [f"{value:.3f}" for value in (*_by_domain(excess(line, results[DENSE])), _mean_kl(line))]
         if tokens:
             cells.append(f"{mean(excess(line, results[TUNED]).values()):.3f}")
             cells.append(_tasks(line))
@@ -77,26 +74,18 @@ def _row(cells: list[str]) -> str:
 
 def _goals(results: Results) -> str:
     """Our mean excess loss as a share of the best peer's as it usually comes and of optipfair's; out of domain too."""
-
-    def share(ours: Job, other: Job) -> tuple[str, str, str]:
-        mine, theirs = (excess(results[job], results[DENSE]) for job in (ours, other))
-        outside = [sum(value for name, value in over.items() if name not in IN_DOMAIN) for over in (mine, theirs)]
-        loss, ratio = mean(theirs.values()), mean(mine.values()) / mean(theirs.values())
-        return f"{loss:.3f}", f"{ratio:.2f}", f"{outside[0] / outside[1]:.2f}"
-
     rows = []
     for tokens in (0, DISTILL_TOKENS):
         for width in WIDTHS:
-            chosen = _at(width, tokens, results)
-            over = {job: mean(excess(results[job], results[DENSE]).values()) for job in chosen}
-            ours = Job(BEST[0], COMPENSATIONS[2], width, tokens)
-            usual = [job for job in chosen if USUAL.get(job.selection) == job.compensation]
-            fair = [job for job in chosen if (job.selection, job.compensation) == ("optipfair", "data")]
-            if ours in over and (usual or fair):
-                cells = [f"{width}, {_when(tokens)}", f"{over[ours]:.3f}"]
-                best = min(usual, key=over.__getitem__, default=None)
-                cells += [best.selection, *share(ours, best)] if best else ["–"] * 4
-                cells += share(ours, fair[0]) if fair else ["–"] * 3
+            over = {job: excess(results[job], results[DENSE]) for job in _at(width, tokens, results)}
+            ours = over.get(Job(BEST[0], COMPENSATIONS[2], width, tokens))
+            usual = [job for job in over if USUAL.get(job.selection) == job.compensation]
+            best = min(usual, key=lambda job: mean(over[job].values()), default=None)
+            fair = next((job for job in over if (job.selection, job.compensation) == ("optipfair", "data")), None)
+            if ours and (best or fair):
+                cells = [f"{width}, {_when(tokens)}", f"{mean(ours.values()):.3f}"]
+                cells += [best.selection, *_share(ours, over[best])] if best else ["–"] * 4
+                cells += _share(ours, over[fair]) if fair else ["–"] * 3
                 rows.append(_row(cells))
     shares = ["share", "others alone"]
     head = ["width", "ours", "best peer as usual", "excess", *shares, "optipfair", *shares]
@@ -119,6 +108,20 @@ def _ladder(results: Results) -> str:
             rows.append(_row([name, *(f"{_mean_kl(line):.3f}" if line else "–" for line in lines)]))
     head = _row(["KL to dense with", *(f"{width}{', distilled' * bool(tokens)}" for width, tokens in columns)])
     return "\n".join(["### What each part adds", "", head, "|---|" + "---:|" * len(columns), *rows]) if rows else ""
+
+
+def _share(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[str, str, str]:
+    """Another's mean excess loss; ours as a share of it, on all corpora and on those out of domain."""
+    loss = mean(theirs.values())
+    outside = _by_domain(ours)[1] / _by_domain(theirs)[1]
+    return f"{loss:.3f}", f"{mean(ours.values()) / loss:.2f}", f"{outside:.2f}"
+
+
+def _by_domain(over: Mapping[str, float]) -> tuple[float, float]:
+    """The mean over the corpora that are like the calibration text, and over the others."""
+    inside = [value for corpus, value in over.items() if corpus in IN_DOMAIN]
+    outside = [value for corpus, value in over.items() if corpus not in IN_DOMAIN]
+    return mean(inside), mean(outside)
 
 
 def _how(job: Job) -> str:
