@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.commands.display import Display, Meter, StepProgress, duration, is_live, make_console
+from flows.commands.display import Display, Meter, StepProgress, duration, is_live, make_console, speed
 from tasks.state import StageState, progress_path, write_json
 
 STAGES = ("calibrate", "distill", "report")
@@ -55,6 +55,20 @@ def test_a_meter_measures_rate_and_time_left() -> None:
     assert meter.rate == 25.0
     assert meter.seconds_left == 30.0
     assert meter.describe() == "25 tokens/s, loss 2.314, 30 s left"
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (1234.5, "1,234 layers/s"),
+        (10, "10 layers/s"),
+        (1.44, "1.4 layers/s"),
+        (1, "1.0 layers/s"),
+        (0.044, "2.6 layers/min"),
+    ],
+)
+def test_a_speed_has_digits_that_say_something(rate: float, said: str) -> None:
+    assert speed(rate, "layers") == said
 
 
 def test_stages_of_a_run_are_counted_without_a_rate() -> None:
