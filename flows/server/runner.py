@@ -14,6 +14,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 
 _LOOK_SECONDS = 2.0
+_DAY = 86_400.0
 
 
 class _Runner(Runner):
@@ -36,13 +37,14 @@ class _Runner(Runner):
         """Cancel what is to be cancelled after the server was away.
 
         Prefect's observer listens to events. Once that has failed it asks every 10 s, and after three vain questions
-        never again (3.8.8), so that no run could be cancelled until the end of this process.
+        never again (3.8.8): it prints stack traces, and no run could be cancelled until the end of this process.
         """
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             if (observer := self._cancelling_observer) is None:
                 continue
             observer.on_failure = None  # nothing is lost with it
+            observer.polling_interval = _DAY  # what follows asks in its place
             if observer._consumer_task is not None and not observer._consumer_task.done():
                 continue
             with contextlib.suppress(Exception):  # the server is still away: the next round asks again
