@@ -1,7 +1,7 @@
 """How near each stage comes to what this machine can do: bare forward passes, plain training steps, matrix products.
 
     python -m benchmarks.roofline --data data           # after `make compress`; some 12 minutes
-    python -m benchmarks.roofline --data data --quick   # 3 minutes: fewer tokens, one round
+    python -m benchmarks.roofline --data data --quick   # fewer tokens, one round: 8 minutes with AVX2
 
 Each piece of work runs in a process of its own, the variants of a step in turn, all in one go on one machine. Prints
 tables and writes JSON and a picture of how the cost grows. FLOP are those of the matrix products; `of GEMM` is the time
@@ -16,8 +16,26 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Size(NamedTuple):
+    """How much of each piece of work is done."""
+
+    teacher_tokens: int
+    teacher_rounds: int
+    prune_tokens: int
+    rows: int
+    growth_tokens: int
+    growth_layers: int
+    steps: int
+    warmup: int
+
+
+FULL = Size(8_192, 3, 98_304, 50, 8_192, 2, 16, 3)
+QUICK = Size(2_048, 1, 2_048, 10, 512, 1, 3, 1)
 
 STEPS = ("plain, stock process", "plain, our process", "ours", "ours, beside a busy core")
 """Variants of a training step. Stock: torch's allocator and OpenMP as they come."""
@@ -32,17 +50,17 @@ def work(name: str, arguments: argparse.Namespace) -> Any:
         prepare_process(Runtime())
     from benchmarks import workloads
 
-    quick: bool = arguments.quick
+    data, size = arguments.data, QUICK if arguments.quick else FULL
     if name == "teacher":
-        return workloads.teacher(arguments.data, 8_192, 1 if quick else 3)
+        return workloads.teacher(data, size.teacher_tokens, size.teacher_rounds)
     if name == "prune":
-        return workloads.prune(arguments.data, 6_144 if quick else arguments.tokens)
+        return workloads.prune(data, arguments.tokens or size.prune_tokens)
     if name == "evaluate":
-        return workloads.evaluate(arguments.data, 10 if quick else 50)
+        return workloads.evaluate(data, size.rows)
     if name == "growth":
-        return workloads.growth(2_048 if quick else 8_192, 1 if quick else 2, 768, 512)
+        return workloads.growth(size.growth_tokens, size.growth_layers, 768, 512)
     variant = "ours" if name.startswith("ours") else "plain"
-    return workloads.step(arguments.data, variant, 6 if quick else 16, 3)
+    return workloads.step(data, variant, size.steps, size.warmup)
 
 
 def start(name: str) -> Any:
@@ -50,13 +68,14 @@ def start(name: str) -> Any:
     command = [sys.executable, "-m", "benchmarks.roofline", *sys.argv[1:], "--work", name]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     busy = _busy_core() if name.endswith("busy core") else None
+    started = time.monotonic()
     try:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     finally:
         if busy:
             busy.kill()
             busy.wait()
-    print(f"{name}: done", flush=True)
+    print(f"{name}: {time.monotonic() - started:.0f} s with loading and ceiling", flush=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -137,9 +156,11 @@ def draw_growth(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="the data folder of a finished run")
-    parser.add_argument("--tokens", type=int, default=98_304, help="of the prune stage")
+    parser.add_argument(
+        "--tokens", type=int, help=f"of the prune stage ({FULL.prune_tokens:,}; quick: {QUICK.prune_tokens:,})"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of the training steps, in turn")
-    parser.add_argument("--quick", action="store_true", help="fewer tokens and one round: 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer tokens and one round")
     parser.add_argument(
         "--out", type=Path, default=Path("build/roofline"), help="folder for roofline.json and growth.png"
     )
@@ -162,6 +183,8 @@ def main() -> None:
     print(f"\n{stage_table(found, steps)}\n\n{growth_table(found['growth']['rows'])}\n")
     for name, value in goals.items():
         print(f"{name:45} {value:.2f}")
+    if arguments.quick:
+        print(f"\nSo few tokens make pruning look dear: hold it against its goal at {FULL.prune_tokens:,} tokens.")
 
 
 if __name__ == "__main__":
