@@ -34,8 +34,14 @@ class Size(NamedTuple):
     warmup: int
 
 
-FULL = Size(8_192, 3, 98_304, 50, 8_192, 2, 16, 3)
-QUICK = Size(2_048, 1, 2_048, 10, 512, 1, 3, 1)
+FULL = Size(
+    teacher_tokens=8_192, teacher_rounds=3, prune_tokens=98_304, rows=50,
+    growth_tokens=8_192, growth_layers=2, steps=16, warmup=3,
+)  # fmt: skip
+QUICK = Size(
+    teacher_tokens=2_048, teacher_rounds=1, prune_tokens=2_048, rows=10,
+    growth_tokens=512, growth_layers=1, steps=3, warmup=1,
+)  # fmt: skip
 
 STEPS = ("plain, stock process", "plain, our process", "ours", "ours, beside a busy core")
 """Variants of a training step. Stock: torch's allocator and OpenMP as they come."""

@@ -14,7 +14,6 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 
 _LOOK_SECONDS = 2.0
-_DAY = 86_400.0
 
 
 class _Runner(Runner):
@@ -44,9 +43,11 @@ class _Runner(Runner):
             if (observer := self._cancelling_observer) is None:
                 continue
             observer.on_failure = None  # nothing is lost with it
-            observer.polling_interval = _DAY  # what follows asks in its place
             if observer._consumer_task is not None and not observer._consumer_task.done():
                 continue
+            if (asking := observer._polling_task) is not None:  # what follows asks in its place
+                asking.remove_done_callback(observer._handle_polling_task_done)  # fails where the task was cancelled
+                asking.cancel()
             with contextlib.suppress(Exception):  # the server is still away: the next round asks again
                 mine = observer._in_flight_flow_run_ids - observer._cancelling_flow_run_ids
                 wanted = FlowRunFilter(
